@@ -1,0 +1,201 @@
+"""Searches: from configurations with knobs to the runs to train."""
+
+import dataclasses
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+from rapidfireai.automl.arguments import shown
+from rapidfireai.automl.knobs import List, expand, expand_points, num_points, sample
+from rapidfireai.automl.model_config import RFModelConfig
+from rapidfireai.automl.resolve import run_config
+from rapidfireai.automl.trainer_configs import TrainerTemplate
+from rapidfireai.errors import ConfigError
+from rapidfireai.training.config import RunConfig
+from rapidfireai.training.registry import trainer_spec
+
+_ALLOWED = (
+    "RFModelConfig(...), a dict of its arguments, RFSFTConfig(...) or another RF class for TRL, "
+    "or a list of these"
+)
+_MAX_MISSES = 1000
+"""Draws in a row without a new configuration after which random search gives up."""
+
+
+class Search(ABC):
+    """Configurations with knobs, and a way to turn them into runs.
+
+    Args:
+        configs: RFModelConfig, a dict of its arguments, or an RF class for TRL; or several as a
+            list or a List.
+        trainer_type: Such as "SFT"; needed only where training_args is a dict or missing.
+
+    Raises:
+        ConfigError: The configurations cannot be trained as they are.
+    """
+
+    def __init__(self, configs: Any, trainer_type: str | None = None) -> None:
+        if trainer_type is not None:
+            trainer_spec(trainer_type)
+        self.configs = configs
+        self.trainer_type = trainer_type
+
+    @abstractmethod
+    def get_runs(self, seed: int) -> list[RunConfig]:
+        """Returns the runs, the same for the same seed.
+
+        Args:
+            seed: For what is drawn; a grid draws nothing.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({shown(self.configs)})"
+
+
+class RFGridSearch(Search):
+    """Every combination of the `List`s; the one that was written first varies slowest.
+
+    In an RFModelConfig the arguments vary in the order of its signature. Equal configurations are
+    kept, with a note on the later one. A search among the configs contributes its runs.
+    """
+
+    def __init__(self, configs: Any, trainer_type: str | None = None) -> None:
+        super().__init__(configs, trainer_type)
+        self.get_runs(seed=0)  # errors now, not when training starts
+
+    def get_runs(self, seed: int) -> list[RunConfig]:
+        """Returns the runs in order."""
+        runs = []
+        for leaf in expand(_space(self.configs), "configs"):
+            if isinstance(leaf, Search):
+                runs.extend(leaf.get_runs(seed))
+            else:
+                runs.append(run_config(leaf, self.trainer_type))
+        return _with_repeats_noted(runs)
+
+
+class RFRandomSearch(Search):
+    """Distinct configurations, each knob drawn: a `List` evenly, a `Range` as it says.
+
+    Args:
+        configs: As for every search.
+        trainer_type: As for every search.
+        num_runs: How many configurations.
+        num_samples: Another name for num_runs.
+        seed: None uses the seed of `get_runs`, which `run_fit` passes.
+    """
+
+    def __init__(
+        self,
+        configs: Any,
+        trainer_type: str | None = None,
+        *,
+        num_runs: int | None = None,
+        num_samples: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(configs, trainer_type)
+        if (num_runs is None) == (num_samples is None):
+            raise ConfigError(
+                f"num_runs={num_runs!r}, num_samples={num_samples!r}: give one of them, "
+                f"they mean the same"
+            )
+        wanted = num_samples if num_runs is None else num_runs
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+            raise ConfigError(f"num_runs={wanted!r} must be a whole number of at least 1")
+        self.num_runs = wanted
+        self.seed = seed
+        self.get_runs(seed=0)  # errors now, not when training starts
+
+    def get_runs(self, seed: int) -> list[RunConfig]:
+        """Returns the runs in the order in which they were drawn."""
+        rng = random.Random(seed if self.seed is None else self.seed)
+        space = _space(self.configs)
+        size = num_points(space)
+        if size <= _MAX_MISSES:
+            return self._drawn_from(_distinct(map(self._run, expand_points(space))), rng)
+        runs: list[RunConfig] = []
+        misses = 0
+        while len(runs) < self.num_runs:
+            run = self._run(sample(space, rng))
+            if run not in runs:
+                runs.append(run)
+                misses = 0
+            elif (misses := misses + 1) == _MAX_MISSES:
+                raise self._too_few(len(runs))
+        return runs
+
+    def _run(self, leaf: Any) -> RunConfig:
+        if isinstance(leaf, Search):
+            raise ConfigError(f"{leaf!r} cannot be drawn from; give its configs instead")
+        return run_config(leaf, self.trainer_type)
+
+    def _drawn_from(self, points: list[RunConfig], rng: random.Random) -> list[RunConfig]:
+        if len(points) < self.num_runs:
+            raise self._too_few(len(points))
+        return rng.sample(points, self.num_runs)
+
+    def _too_few(self, num_distinct: int) -> ConfigError:
+        return ConfigError(
+            f"num_runs={self.num_runs}, but there are only {num_distinct} distinct configurations; "
+            f"give num_runs={num_distinct}, or more alternatives"
+        )
+
+
+def as_run_configs(config_group: Any, seed: int) -> list[RunConfig]:
+    """Returns the runs that whatever `run_fit` was given describes.
+
+    Args:
+        config_group: A search, a list of searches, or what a search takes as configs.
+        seed: For searches that draw.
+
+    Raises:
+        ConfigError: It is nothing of these, or describes no run.
+    """
+    search = config_group if isinstance(config_group, Search) else RFGridSearch(config_group)
+    return search.get_runs(seed)
+
+
+def _space(configs: Any) -> Any:
+    """Returns the alternatives as one value whose expansions are RFModelConfigs or searches."""
+    if isinstance(configs, List):
+        return List([_space(item) for item in configs.values])
+    if isinstance(configs, list | tuple):
+        if not configs:
+            raise ConfigError(f"configs={configs!r} is empty; give at least one: {_ALLOWED}")
+        return List([_space(item) for item in configs])
+    if isinstance(configs, TrainerTemplate):
+        return RFModelConfig(training_args=configs)
+    if isinstance(configs, dict):
+        return RFModelConfig(**configs)
+    if isinstance(configs, RFModelConfig | Search):
+        return configs
+    raise ConfigError(
+        f"configs={shown(configs)} ({type(configs).__name__}) is no configuration; "
+        f"allowed: {_ALLOWED}"
+    )
+
+
+def _bare(run: RunConfig) -> RunConfig:
+    return dataclasses.replace(run, notes=())
+
+
+def _distinct(runs: Iterable[RunConfig]) -> list[RunConfig]:
+    kept: list[RunConfig] = []
+    for run in runs:
+        if run not in kept:
+            kept.append(run)
+    return kept
+
+
+def _with_repeats_noted(runs: list[RunConfig]) -> list[RunConfig]:
+    bare = [_bare(run) for run in runs]
+    noted = []
+    for index, run in enumerate(runs):
+        first = bare.index(bare[index])
+        note = f"equal to configuration {first + 1} of this search"
+        if first < index and note not in run.notes:
+            run = dataclasses.replace(run, notes=(*run.notes, note))
+        noted.append(run)
+    return noted

@@ -1,0 +1,130 @@
+"""What happens to runs, as facts in the past tense.
+
+Executors report them, `core.run.apply` folds them into a run, the store keeps them. Every field is
+JSON: events cross process borders and are read by the dashboard.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from rapidfireai.core.ids import RunId, WorkerId
+
+Json = Any
+"""A value of JSON: None, bool, int, float, str, list or dict of these."""
+
+
+class MetricSource(StrEnum):
+    """Who measured a metric."""
+
+    STEP = "step"
+    """The engine, at every optimizer step: the loss of that step."""
+    LOG = "log"
+    """The trainer's own log rows, verbatim."""
+    CHUNK = "chunk"
+    """The evaluation at a chunk's end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkAssigned:
+    """The engine gave a worker the order to run the run's next chunk."""
+
+    run_id: RunId
+    worker_id: WorkerId
+    chunk: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStarted:
+    """The run's trainer stands and has taken its place in front of the first step."""
+
+    run_id: RunId
+    num_steps: int
+    """Optimizer steps of the whole run."""
+    num_chunks: int
+    resolved: Mapping[str, Json]
+    """The arguments really in force, after defaults and adaptation to the device."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepFinished:
+    """One optimizer step is done. `loss` is NaN where the trainer reports none."""
+
+    run_id: RunId
+    step: int
+    loss: float
+    active_s: float
+    """Seconds this run has held a worker so far, pauses excluded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsLogged:
+    """Metrics were measured at a step."""
+
+    run_id: RunId
+    step: int
+    source: MetricSource
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunNoted:
+    """Something the user should know about the run: a default changed, a column mapped."""
+
+    run_id: RunId
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkFinished:
+    """A chunk that is not the run's last is done; the run waits for its next turn."""
+
+    run_id: RunId
+    chunk: int
+    step: int
+    active_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunCompleted:
+    """The run did all its steps and its folder is written."""
+
+    run_id: RunId
+    step: int
+    active_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStopped:
+    """The run was ended before its last step and its folder is written."""
+
+    run_id: RunId
+    reason: str
+    active_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFailed:
+    """The run raised, ran out of memory or diverged."""
+
+    run_id: RunId
+    error: str
+    """One line: what went wrong."""
+    traceback: str
+    active_s: float
+    notes: tuple[str, ...] = field(default=())
+
+
+Event = (
+    ChunkAssigned
+    | RunStarted
+    | StepFinished
+    | MetricsLogged
+    | RunNoted
+    | ChunkFinished
+    | RunCompleted
+    | RunStopped
+    | RunFailed
+)

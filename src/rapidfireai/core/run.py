@@ -1,0 +1,173 @@
+"""A run and the life it can lead.
+
+Everything that affects a run's status lives in this file: `TRANSITIONS` is the whole table, and
+`apply` the only function that follows it. An event that the table does not allow raises and
+changes nothing. The picture in `docs/architecture.md` is drawn from the table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final, assert_never
+
+from rapidfireai.core.events import (
+    ChunkAssigned,
+    ChunkFinished,
+    Event,
+    Json,
+    MetricsLogged,
+    RunCompleted,
+    RunFailed,
+    RunNoted,
+    RunStarted,
+    RunStopped,
+    StepFinished,
+)
+from rapidfireai.core.ids import RunId, WorkerId
+from rapidfireai.errors import IllegalTransitionError
+
+
+class RunStatus(StrEnum):
+    """Where a run is in its life."""
+
+    QUEUED = "queued"
+    """Accepted; nothing of it has been built yet."""
+    RUNNING = "running"
+    """Holds a worker and trains."""
+    WAITING = "waiting"
+    """Paused at a chunk boundary, complete in memory, until its next turn."""
+    COMPLETED = "completed"
+    """Did all its steps."""
+    STOPPED = "stopped"
+    """Ended early on request; its folder holds what it learned."""
+    FAILED = "failed"
+    """Raised, ran out of memory or diverged; its error and traceback are stored."""
+
+
+TERMINAL: Final = frozenset({RunStatus.COMPLETED, RunStatus.STOPPED, RunStatus.FAILED})
+
+_ENDS: Final = {
+    RunStopped: RunStatus.STOPPED,
+    RunFailed: RunStatus.FAILED,
+}
+
+TRANSITIONS: Final[Mapping[RunStatus, Mapping[type, RunStatus]]] = {
+    RunStatus.QUEUED: {ChunkAssigned: RunStatus.RUNNING, **_ENDS},
+    RunStatus.RUNNING: {
+        RunStarted: RunStatus.RUNNING,
+        StepFinished: RunStatus.RUNNING,
+        MetricsLogged: RunStatus.RUNNING,
+        RunNoted: RunStatus.RUNNING,
+        ChunkFinished: RunStatus.WAITING,
+        RunCompleted: RunStatus.COMPLETED,
+        **_ENDS,
+    },
+    RunStatus.WAITING: {
+        ChunkAssigned: RunStatus.RUNNING,
+        # A waiting run that is stopped ends its trainer first, which logs and has notes to give.
+        MetricsLogged: RunStatus.WAITING,
+        RunNoted: RunStatus.WAITING,
+        **_ENDS,
+    },
+    RunStatus.COMPLETED: {},
+    RunStatus.STOPPED: {},
+    RunStatus.FAILED: {},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One configuration in training: what was asked for and how far it is."""
+
+    id: RunId
+    name: str
+    config: Mapping[str, Json]
+    """The configuration as given, after the search has expanded it."""
+    path: str
+    """Folder that holds the run's model, tokenizer, trainer state and configuration."""
+    status: RunStatus = RunStatus.QUEUED
+    worker_id: WorkerId | None = None
+    """Worker that holds the run's state; None before it is first assigned."""
+    resolved: Mapping[str, Json] = field(default_factory=dict)
+    """The arguments in force; empty before the run's trainer stands."""
+    step: int = 0
+    num_steps: int | None = None
+    """Optimizer steps of the whole run; None before its trainer stands."""
+    chunks_done: int = 0
+    num_chunks: int | None = None
+    """None before the run's trainer stands."""
+    active_s: float = 0.0
+    """Seconds the run has held a worker, pauses excluded."""
+    loss: float | None = None
+    """Loss of the latest step."""
+    error: str | None = None
+    traceback: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run will not train any more."""
+        return self.status in TERMINAL
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Active seconds the run still needs at its pace so far; None before its first step."""
+        if self.num_steps is None or self.step == 0:
+            return None
+        return self.active_s / self.step * (self.num_steps - self.step)
+
+
+def apply(run: Run, event: Event) -> Run:
+    """The run after the event.
+
+    Raises:
+        IllegalTransitionError: The run's status does not allow the event. The run is unchanged.
+    """
+    try:
+        status = TRANSITIONS[run.status][type(event)]
+    except KeyError:
+        raise IllegalTransitionError(run.id, run.status, type(event).__name__) from None
+    return replace(run, status=status, **_changes(run, event))
+
+
+def _changes(run: Run, event: Event) -> dict[str, Json]:
+    match event:
+        case ChunkAssigned():
+            return {"worker_id": event.worker_id}
+        case RunStarted():
+            return {
+                "num_steps": event.num_steps,
+                "num_chunks": event.num_chunks,
+                "resolved": dict(event.resolved),
+                "notes": run.notes + event.notes,
+            }
+        case StepFinished():
+            return {"step": event.step, "loss": event.loss, "active_s": event.active_s}
+        case MetricsLogged():
+            return {}
+        case RunNoted():
+            return {"notes": (*run.notes, event.note)}
+        case ChunkFinished():
+            return {
+                "step": event.step,
+                "chunks_done": event.chunk + 1,
+                "active_s": event.active_s,
+            }
+        case RunCompleted():
+            return {
+                "step": event.step,
+                # Not `num_chunks`: a trainer's own callback may end the training early.
+                "chunks_done": run.chunks_done + 1,
+                "active_s": event.active_s,
+            }
+        case RunStopped():
+            return {"active_s": event.active_s, "notes": (*run.notes, f"stopped: {event.reason}")}
+        case RunFailed():
+            return {
+                "active_s": event.active_s,
+                "error": event.error,
+                "traceback": event.traceback,
+                "notes": run.notes + event.notes,
+            }
+        case _:  # pragma: no cover - mypy proves that this cannot be reached
+            assert_never(event)

@@ -1,0 +1,71 @@
+"""Every error that the package raises on purpose.
+
+    RapidFireError
+    ├── ConfigError (ValueError)          the user's input; raised before any training starts
+    │   ├── UnknownArgumentError          a name that nobody knows; names the nearest
+    │   └── DatasetError                  columns or rows that cannot be trained on
+    ├── CreateModelError                  the user's create_model raised or returned something else
+    ├── ExperimentPathError (OSError)     the experiment's folder cannot be used
+    ├── StoreError                        the experiment's database cannot be used
+    │   └── StaleRunError                 somebody else changed the run in between
+    ├── IllegalTransitionError            an event that a run's status does not allow
+    ├── DivergedError                     a run's loss is not finite any more
+    ├── SharedWeightsError                a run wrote to weights that it shares with others
+    └── NeverYieldedError                 a trainer trained without ever offering a pause
+
+A message says what was given, what is allowed, and what to do next.
+"""
+
+
+class RapidFireError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(RapidFireError, ValueError):
+    """The user's input cannot work; nothing has been started."""
+
+
+class UnknownArgumentError(ConfigError):
+    """An argument that the target does not have."""
+
+
+class DatasetError(ConfigError):
+    """A dataset that cannot be trained on as it is."""
+
+
+class CreateModelError(RapidFireError):
+    """`create_model` raised, or returned something other than a model and a tokenizer."""
+
+
+class ExperimentPathError(RapidFireError, OSError):
+    """The experiment's folder cannot be created or written."""
+
+
+class StoreError(RapidFireError):
+    """The experiment's database cannot be used."""
+
+
+class StaleRunError(StoreError):
+    """The stored run is not in the state that the change started from."""
+
+
+class IllegalTransitionError(RapidFireError):
+    """An event that the run's status does not allow."""
+
+    def __init__(self, run_id: int, status: str, event: str) -> None:
+        super().__init__(f"run {run_id} is {status}: {event} is not possible from there")
+        self.run_id = run_id
+        self.status = status
+        self.event = event
+
+
+class DivergedError(RapidFireError):
+    """The loss stopped being a finite number."""
+
+
+class SharedWeightsError(RapidFireError):
+    """A run wrote to weights that it shares with other runs."""
+
+
+class NeverYieldedError(RapidFireError):
+    """A trainer went through its training without ever passing a point where it can be paused."""

@@ -1,0 +1,98 @@
+"""Where things are kept on disk, and how an experiment's folder is laid out."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from rapidfireai.core.ids import RunId
+from rapidfireai.errors import ConfigError, ExperimentPathError
+
+_NAME = re.compile(r"[\w][\w .+-]*")
+
+
+def experiments_root(given: str | os.PathLike[str] | None = None) -> Path:
+    """Folder of all experiments: as given, $RF_EXPERIMENT_PATH, or below $RF_HOME."""
+    if given is not None:
+        return Path(given).expanduser().absolute()
+    if path := os.environ.get("RF_EXPERIMENT_PATH"):
+        return Path(path).expanduser().absolute()
+    return home() / "rapidfire_experiments"
+
+
+def home() -> Path:
+    """Folder for everything that outlives an experiment: $RF_HOME, or ~/rapidfireai."""
+    return Path(os.environ.get("RF_HOME") or "~/rapidfireai").expanduser().absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentFolder:
+    """One experiment on disk."""
+
+    path: Path
+
+    @classmethod
+    def claim(cls, root: Path, name: str) -> "ExperimentFolder":
+        """Create a new folder for the name; the first free of name, name_2, name_3, ...
+
+        Raises:
+            ConfigError: The name cannot be a folder's.
+            ExperimentPathError: The folder cannot be created or written.
+        """
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"experiment_name={name!r} cannot be used: it names a folder, so it has to begin "
+                "with a letter or digit and contain only letters, digits, spaces and . _ + -"
+            )
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            for candidate in _candidates(name):
+                path = root / candidate
+                path.mkdir(exist_ok=True)
+                folder = cls(path)
+                # One without a store belongs to an attempt that was refused before it trained.
+                if not folder.store.exists():
+                    return folder
+        except OSError as error:
+            raise ExperimentPathError(
+                f"the folder for experiments, {root}, cannot be written: {error.strerror}. Give "
+                "another with Experiment(..., experiment_path=...) or the environment variable "
+                "RF_EXPERIMENT_PATH."
+            ) from error
+        raise AssertionError("the candidates never end")
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.path.name
+
+    @property
+    def store(self) -> Path:
+        """The experiment's database."""
+        return self.path / "experiment.db"
+
+    @property
+    def log(self) -> Path:
+        """The experiment's log."""
+        return self.path / "experiment.log"
+
+    @property
+    def data(self) -> Path:
+        """Prepared datasets."""
+        return self.path / "data"
+
+    def run(self, run_id: RunId) -> Path:
+        """All that a run's trainer writes."""
+        return self.path / "runs" / str(run_id)
+
+    def final(self, run_id: RunId) -> Path:
+        """The ended run, as `from_pretrained` loads it."""
+        return self.run(run_id) / "final"
+
+
+def _candidates(name: str) -> Iterator[str]:
+    yield name
+    for number in count(2):
+        yield f"{name}_{number}"

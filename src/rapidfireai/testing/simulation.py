@@ -1,0 +1,146 @@
+"""A clock and an executor that live in simulated time: no sleeping, no threads, no training."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
+from types import MappingProxyType
+
+from rapidfireai.core.events import (
+    ChunkFinished,
+    Event,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    RunStopped,
+    StepFinished,
+)
+from rapidfireai.core.ids import RunId, WorkerId
+from rapidfireai.core.run import Run
+from rapidfireai.core.scheduler import Assign
+
+
+class FakeClock:
+    """A clock that stands still until it is told to advance."""
+
+    def __init__(self, now_s: float = 0.0) -> None:
+        self._now_s = now_s
+
+    def now(self) -> float:
+        """Seconds since the start of the simulated time."""
+        return self._now_s
+
+    def advance_to(self, now_s: float) -> None:
+        """Go forward to a point in time.
+
+        Raises:
+            ValueError: The point is in the past.
+        """
+        if not now_s >= self._now_s:
+            raise ValueError(f"a clock never goes back: it is {self._now_s}, not {now_s}")
+        self._now_s = now_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Open:
+    """An order being carried out."""
+
+    order: Assign
+    start_s: float
+
+
+class SimulatedExecutor:
+    """Carries orders out in simulated time; every chunk is one optimizer step.
+
+    Args:
+        clock: Advanced by `receive` to the time at which the next order is done.
+        num_workers: Workers, each with one order at a time; at least 1.
+        durations_s: For each run the seconds that each of its chunks takes, one entry a chunk.
+        failures: For runs that fail, the chunk at whose end they do.
+    """
+
+    def __init__(
+        self,
+        clock: FakeClock,
+        num_workers: int,
+        durations_s: Mapping[RunId, Sequence[float]],
+        failures: Mapping[RunId, int] = MappingProxyType({}),
+    ) -> None:
+        self._clock = clock
+        self._workers = tuple(WorkerId(number) for number in range(num_workers))
+        self._durations_s = durations_s
+        self._failures = failures
+        self._active_s = dict.fromkeys(durations_s, 0.0)
+        self._open: dict[RunId, _Open] = {}
+        self._busy: set[WorkerId] = set()
+        # The serial number makes orders that end at the same time come out as they were given.
+        self._ends: list[tuple[float, int, RunId]] = []
+        self._serial = count()
+
+    @property
+    def workers(self) -> Sequence[WorkerId]:
+        """The workers there are."""
+        return self._workers
+
+    def assign(self, order: Assign) -> None:
+        """Accept an order for an idle worker."""
+        assert order.worker_id not in self._busy, f"worker {order.worker_id} is busy: {order}"
+        assert order.run_id not in self._open, f"run {order.run_id} is running: {order}"
+        now_s = self._clock.now()
+        self._busy.add(order.worker_id)
+        self._open[order.run_id] = _Open(order=order, start_s=now_s)
+        end_s = now_s + self._durations_s[order.run_id][order.chunk]
+        heappush(self._ends, (end_s, next(self._serial), order.run_id))
+
+    def receive(self) -> Sequence[Event]:
+        """Advance the clock to the end of the next order and report it; empty if none is open."""
+        while self._ends:
+            end_s, _, run_id = heappop(self._ends)
+            # A stopped run's entry stays in the heap; nothing of that run may come any more.
+            if run_id in self._open:
+                self._clock.advance_to(end_s)
+                order = self._open.pop(run_id).order
+                self._busy.remove(order.worker_id)
+                return self._end(order)
+        return ()
+
+    def stop(self, run_id: RunId, reason: str) -> Sequence[Event]:
+        """End a run now, also in the middle of a chunk."""
+        entry = self._open.pop(run_id, None)
+        if entry is not None:
+            self._busy.remove(entry.order.worker_id)
+            self._active_s[run_id] += self._clock.now() - entry.start_s
+        return (RunStopped(run_id=run_id, reason=reason, active_s=self._active_s[run_id]),)
+
+    def close(self) -> None:
+        """Abandon the open orders."""
+        self._open.clear()
+        self._busy.clear()
+        self._ends.clear()
+
+    def _end(self, order: Assign) -> list[Event]:
+        run_id, step = order.run_id, order.chunk + 1
+        durations_s = self._durations_s[run_id]
+        self._active_s[run_id] += durations_s[order.chunk]
+        active_s = self._active_s[run_id]
+        events: list[Event] = []
+        if order.chunk == 0:
+            num = len(durations_s)
+            events += [RunStarted(run_id=run_id, num_steps=num, num_chunks=num, resolved={})]
+        if self._failures.get(run_id) == order.chunk:
+            error = f"told to fail at chunk {order.chunk}"
+            events += [RunFailed(run_id=run_id, error=error, traceback="", active_s=active_s)]
+            return events
+        events += [StepFinished(run_id=run_id, step=step, loss=1 / step, active_s=active_s)]
+        if step == len(durations_s):
+            events += [RunCompleted(run_id=run_id, step=step, active_s=active_s)]
+        else:
+            events += [
+                ChunkFinished(run_id=run_id, chunk=order.chunk, step=step, active_s=active_s)
+            ]
+        return events
+
+
+def queued_runs(run_ids: Iterable[RunId]) -> list[Run]:
+    """Runs with nothing but an id, as an engine takes them."""
+    return [Run(id=run_id, name=f"run {run_id}", config={}, path="") for run_id in run_ids]

@@ -1,0 +1,166 @@
+"""From the arguments that a user set to the trainer's config object, for one run on one device."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+
+from rapidfireai.core.events import Json
+from rapidfireai.errors import ConfigError
+from rapidfireai.training.config import PeftSpec, RunConfig, as_json
+from rapidfireai.training.registry import trainer_spec
+
+_SAVING = ("save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end")
+
+_PROCESS_WIDE_TRACKERS = frozenset(
+    {"all", "azure_ml", "clearml", "comet_ml", "dagshub", "dvclive", "flyte", "mlflow", "neptune"}
+    | {"swanlab", "trackio", "wandb"}
+)
+
+
+def _is_on(value: Any) -> bool:
+    return bool(value)
+
+
+def _logs_process_wide(value: Any) -> bool:
+    names = {value} if isinstance(value, str) else set(value or ())
+    return bool(names & _PROCESS_WIDE_TRACKERS)
+
+
+REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "enable_jit_checkpoint": (
+        _is_on,
+        "it installs a signal handler for the whole process; leave it out",
+    ),
+    "auto_find_batch_size": (
+        _is_on,
+        "it reacts to memory that other runs take; set per_device_train_batch_size",
+    ),
+    "use_vllm": (
+        _is_on,
+        "vLLM's weight sync merges the adapter into the base that other runs share; leave it out, "
+        "generation then runs in transformers",
+    ),
+    "deepspeed": (_is_on, "a run trains on one device here; leave it out"),
+    "fsdp": (_is_on, "a run trains on one device here; leave it out"),
+    "report_to": (
+        _logs_process_wide,
+        "its callback logs to one current run of the whole process, so that the metrics of several "
+        'runs would mix; use "none" or "tensorboard", and experiment.get_results() for all metrics',
+    ),
+}
+"""Options that cannot work beside other runs: what is refused of them, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The arguments in force for one run."""
+
+    args: Any
+    """The trainer's config object (a `transformers.TrainingArguments`)."""
+    peft_config: Any
+    """A PEFT config object of the run's own, or None."""
+    private_base: str | None
+    """Why the run needs base weights of its own; None if it shares them."""
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Json]:
+        """All arguments in force, as JSON."""
+        resolved: dict[str, Json] = {"training_args": as_json(self.args.to_dict())}
+        if self.peft_config is not None:
+            resolved["peft_config"] = as_json(self.peft_config.to_dict())
+        resolved["private_base"] = self.private_base
+        return resolved
+
+
+def resolve(
+    config: RunConfig, *, device: torch.device, output_dir: Path, default_seed: int
+) -> Resolved:
+    """Build the trainer's arguments. To be called with the run's own process state in place.
+
+    Raises:
+        ConfigError: An argument is refused here, or by the trainer's own checks.
+    """
+    spec = trainer_spec(config.trainer_type)
+    for name, (refuses, reason) in REFUSED.items():
+        value = config.training_args.get(name)
+        if refuses(value):
+            raise ConfigError(f"{name}={value!r} cannot be used here: {reason}.")
+    given, notes = _adapted(config, device, output_dir, default_seed)
+    config_class = spec.load_config()
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    try:
+        args = config_class(**{name: value for name, value in given.items() if name in fields})
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{config_class.__name__} refuses the arguments {as_json(config.training_args)}: "
+            f"{error}"
+        ) from error
+    # On a machine with several GPUs a trainer would want to spread over all of them; a worker has
+    # one. transformers offers no public way to say so.
+    if args.n_gpu > 1:
+        args._n_gpu = 1  # noqa: SLF001
+    peft_config = None if config.peft is None else _peft_config(config.peft)
+    return Resolved(args, peft_config, _private_base(config, args), (*config.notes, *notes))
+
+
+def _adapted(
+    config: RunConfig, device: torch.device, output_dir: Path, default_seed: int
+) -> tuple[dict[str, Any], list[str]]:
+    given = dict(config.training_args)
+    notes = []
+    if given.get("output_dir") is not None:
+        notes.append(
+            f"output_dir={given['output_dir']!r} is not used: every run writes to its own folder"
+        )
+    given["output_dir"] = str(output_dir)
+    given.setdefault("seed", default_seed)
+    # N progress bars would overwrite each other; progress is shown for all runs together.
+    given.setdefault("disable_tqdm", True)
+    if not any(given.get(name) for name in _SAVING):
+        given["save_strategy"] = "no"
+    if device.type == "cpu":
+        given["use_cpu"] = True
+        given.setdefault("dataloader_pin_memory", False)
+        if not given.get("bf16") and not given.get("fp16"):
+            if "bf16" not in given:
+                notes.append("bf16 is off: its default needs a GPU (set bf16=True to have it here)")
+            given["bf16"] = False
+    return given, notes
+
+
+def _peft_config(spec: PeftSpec) -> Any:
+    cls = getattr(peft, spec.method)
+    try:
+        return cls(**spec.arguments)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(
+            f"peft.{spec.method} refuses {as_json(spec.arguments)}: {error}"
+        ) from error
+
+
+_REWRITING_INITS = ("pissa", "olora", "corda", "loftq")
+
+
+def _private_base(config: RunConfig, args: Any) -> str | None:
+    """Why the run writes to the base's weights, or None if it does not."""
+    if not config.share_base:
+        return "share_base=False"
+    for name in ("cast_lm_head_to_fp32", "use_transformers_continuous_batching"):
+        if getattr(args, name, False):
+            return f"{name} changes the base's weights"
+    if getattr(args, "chat_template_path", None):
+        return "chat_template_path may resize the base's embeddings"
+    if config.peft is None:
+        return None
+    init = config.peft.arguments.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_REWRITING_INITS):
+        return f"init_lora_weights={init!r} rewrites the base's weights"
+    bias = config.peft.arguments.get("bias", "none")
+    if bias != "none":
+        return f"bias={bias!r} trains the base's biases"
+    return None

@@ -1,0 +1,63 @@
+"""An evaluation that leaves no trace in the trainer.
+
+Chunk ends are the engine's, not the trainer's: what is evaluated there must not move a random
+generator, reach a callback (early stopping would count it) or enter the trainer's log.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from rapidfireai.workers.process_state import RngState
+
+# TRL's trainers collect metrics and samples here, in lists by "train" and "eval".
+_COLLECTED = ("_metrics", "_logs", "_total_train_tokens")
+
+
+def evaluate_quietly(trainer: Any) -> dict[str, float]:
+    """`trainer.evaluate()` with everything put back as it was; its metrics as numbers.
+
+    Metrics of speed are left out: they say more about the machine than about the run.
+    """
+    with _undisturbed(trainer):
+        metrics = trainer.evaluate()
+    return {name: value for name, value in numbers(metrics).items() if not _is_timing(name)}
+
+
+def numbers(values: Any) -> dict[str, float]:
+    """The entries that are numbers."""
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _is_timing(name: str) -> bool:
+    return name == "epoch" or name.endswith(("_runtime", "_per_second", "_preparation_time"))
+
+
+@contextlib.contextmanager
+def _undisturbed(trainer: Any) -> Iterator[None]:
+    rng = RngState.capture()
+    handler = trainer.callback_handler
+    callbacks, eval_dataloader = handler.callbacks, handler.eval_dataloader
+    control = copy.copy(trainer.control)
+    state = {**vars(trainer.state), "log_history": list(trainer.state.log_history)}
+    training = {module: module.training for module in trainer.model.modules()}
+    collected = {
+        name: copy.deepcopy(getattr(trainer, name)) for name in _COLLECTED if hasattr(trainer, name)
+    }
+    handler.callbacks = []
+    try:
+        yield
+    finally:
+        for name, value in collected.items():
+            setattr(trainer, name, value)
+        for module, mode in training.items():
+            module.training = mode
+        vars(trainer.state).update(state)
+        trainer.control = control
+        handler.callbacks, handler.eval_dataloader = callbacks, eval_dataloader
+        rng.restore()

@@ -1,0 +1,74 @@
+"""The executor for one device: tasks run in the engine's own process, one at a time."""
+
+from collections.abc import Sequence
+
+from rapidfireai.core.events import ChunkFinished, Event, RunCompleted, RunFailed, RunStopped
+from rapidfireai.core.ids import RunId, WorkerId
+from rapidfireai.core.scheduler import Assign
+from rapidfireai.workers.task import Task, Workload
+
+_WORKER = WorkerId(0)
+_ENDS_CHUNK = (ChunkFinished, RunCompleted, RunFailed)
+_ENDS_RUN = (RunCompleted, RunFailed)
+
+
+class InProcessExecutor:
+    """Runs the tasks of a workload by turns; implements `core.executor.Executor`.
+
+    `receive` does the work: it resumes the task of the open order for one step. Ctrl-C during a
+    step takes effect as KeyboardInterrupt out of the next `receive`, with nothing lost.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._tasks: dict[RunId, Task] = {}
+        self._open: RunId | None = None
+        self._interrupted = False
+
+    @property
+    def workers(self) -> Sequence[WorkerId]:
+        """The one worker."""
+        return (_WORKER,)
+
+    def assign(self, order: Assign) -> None:
+        """Take the order; `receive` carries it out."""
+        assert self._open is None, "the worker has an order already"
+        if order.run_id not in self._tasks:
+            self._tasks[order.run_id] = self._workload.task(order.run_id)
+        self._open = order.run_id
+
+    def receive(self) -> Sequence[Event]:
+        """Let the assigned run do one step.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C arrived during the step before.
+        """
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
+        if self._open is None:
+            return ()
+        task = self._tasks[self._open]
+        events = task.resume()
+        self._interrupted = task.interrupted
+        if isinstance(events[-1], _ENDS_CHUNK):
+            if isinstance(events[-1], _ENDS_RUN):
+                del self._tasks[self._open]
+            self._open = None
+        return events
+
+    def stop(self, run_id: RunId, reason: str) -> Sequence[Event]:
+        """End the run where it stands."""
+        if self._open == run_id:
+            self._open = None
+        task = self._tasks.pop(run_id, None)
+        if task is None:
+            return (RunStopped(run_id=run_id, reason=reason, active_s=0.0),)
+        return task.stop(reason)
+
+    def close(self) -> None:
+        """Abandon all tasks."""
+        self._open = None
+        for task in self._tasks.values():
+            task.close()
+        self._tasks.clear()

@@ -1,0 +1,169 @@
+"""The process-wide state that a trainer takes for its own, one set for each run.
+
+Trainers draw from global random generators and keep mixed precision, gradient accumulation and
+data loader state in three dictionaries that all instances of accelerate's state classes share. Two
+trainers in one process would overwrite each other's. A `ProcessState` holds one run's values while
+the run is paused and puts them in place while it runs.
+"""
+
+import os
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+# Set by `full_determinism` and never reset by transformers.
+_ENVIRONMENT = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_LAUNCH_BLOCKING",
+    "FLASH_ATTENTION_DETERMINISTIC",
+    "ASCEND_LAUNCH_BLOCKING",
+    "HCCL_DETERMINISTIC",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RngState:
+    """The states of all global random generators."""
+
+    python: Any
+    numpy: Any
+    torch_cpu: torch.Tensor
+    cuda: list[torch.Tensor]
+
+    @classmethod
+    def capture(cls) -> "RngState":
+        """The generators as they stand now."""
+        return cls(
+            python=random.getstate(),
+            numpy=np.random.get_state(),
+            torch_cpu=torch.get_rng_state(),
+            cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        )
+
+    def restore(self) -> None:
+        """Set the generators to this state."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch_cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flags:
+    """Switches that options such as `full_determinism` and `tf32` set for the whole process."""
+
+    deterministic: bool
+    deterministic_warn_only: bool
+    cudnn_deterministic: bool
+    cudnn_benchmark: bool
+    matmul_tf32: bool
+    cudnn_tf32: bool
+    verbosity: int
+    environment: tuple[str | None, ...]
+
+    @classmethod
+    def capture(cls) -> "_Flags":
+        return cls(
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            deterministic_warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+            cudnn_deterministic=torch.backends.cudnn.deterministic,
+            cudnn_benchmark=torch.backends.cudnn.benchmark,
+            matmul_tf32=torch.backends.cuda.matmul.allow_tf32,
+            cudnn_tf32=torch.backends.cudnn.allow_tf32,
+            verbosity=transformers.logging.get_verbosity(),
+            environment=tuple(os.environ.get(name) for name in _ENVIRONMENT),
+        )
+
+    def restore(self) -> None:
+        torch.use_deterministic_algorithms(
+            self.deterministic, warn_only=self.deterministic_warn_only
+        )
+        torch.backends.cudnn.deterministic = self.cudnn_deterministic
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        torch.backends.cuda.matmul.allow_tf32 = self.matmul_tf32
+        torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
+        transformers.logging.set_verbosity(self.verbosity)
+        for name, value in zip(_ENVIRONMENT, self.environment, strict=True):
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@dataclass(slots=True)
+class _Bound:
+    """One complete set of process-wide state."""
+
+    partial: dict[str, Any]
+    accelerator: dict[str, Any]
+    gradient: dict[str, Any]
+    rng: RngState
+    flags: _Flags
+
+    @classmethod
+    def capture(cls) -> "_Bound":
+        return cls(
+            partial=PartialState._shared_state,  # noqa: SLF001
+            accelerator=AcceleratorState._shared_state,  # noqa: SLF001
+            gradient=GradientState._shared_state,  # noqa: SLF001
+            rng=RngState.capture(),
+            flags=_Flags.capture(),
+        )
+
+    def bind(self) -> None:
+        # The dictionaries are rebound, not copied: instances made while they were bound keep
+        # theirs, and accelerate's own reset clears only the one that is bound.
+        PartialState._shared_state = self.partial  # noqa: SLF001
+        AcceleratorState._shared_state = self.accelerator  # noqa: SLF001
+        GradientState._shared_state = self.gradient  # noqa: SLF001
+        self.rng.restore()
+        if self.flags != _Flags.capture():
+            self.flags.restore()
+
+
+class ProcessState:
+    """One run's set of process-wide state. Starts with the surrounding random state and flags, and
+    with accelerate as in a fresh process.
+
+    `enter` and `leave` are called by the thread that owns all fibers, while no fiber runs. At most
+    one state is entered at a time.
+    """
+
+    def __init__(self) -> None:
+        self._own: _Bound | None = None
+        self._outer: _Bound | None = None
+
+    @property
+    def entered(self) -> bool:
+        """Whether this state is the process's at the moment."""
+        return self._outer is not None
+
+    def enter(self) -> None:
+        """Put this state in place and keep the surrounding one. Nothing to do if entered."""
+        if self._outer is not None:
+            return
+        self._outer = _Bound.capture()
+        if self._own is None:
+            self._own = _Bound({}, {}, {}, self._outer.rng, self._outer.flags)
+        self._own.bind()
+
+    def leave(self) -> None:
+        """Keep this state and put the surrounding one back. Nothing to do if not entered."""
+        if self._outer is None:
+            return
+        self._own = _Bound.capture()
+        outer, self._outer = self._outer, None
+        outer.bind()
+
+    def __enter__(self) -> "ProcessState":
+        self.enter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()

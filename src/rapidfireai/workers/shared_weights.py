@@ -1,0 +1,283 @@
+"""One copy of the base weights for any number of runs.
+
+Every run gets a module tree of its own whose parameters and buffers are the base's own tensors.
+Adapters that the trainer puts on top belong to the run alone. The base is never handed to a
+trainer, so that it stays pristine: trainers patch the trees they get.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import set_seed
+
+from rapidfireai.errors import CreateModelError, SharedWeightsError
+
+logger = logging.getLogger(__name__)
+
+CreateModel = Callable[[dict[str, Any]], tuple[Any, Any]]
+"""The user's function: model configuration -> (model, tokenizer)."""
+
+_SAMPLES_PER_TENSOR = 16
+
+
+class _Reads(dict[str, Any]):
+    """A dictionary that remembers which of its keys were looked at."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.keys_read: set[str] = set()
+
+    def _all(self) -> None:
+        self.keys_read.update(dict.keys(self))
+
+    def __getitem__(self, key: str) -> Any:
+        self.keys_read.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.keys_read.add(str(key))
+        return super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.keys_read.add(key)
+        return super().get(key, default)
+
+    def pop(self, key: str, *default: Any) -> Any:
+        self.keys_read.add(key)
+        return super().pop(key, *default)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        self.keys_read.add(key)
+        return super().setdefault(key, default)
+
+    # Defined so that `dict(x)` and `**x` go through it instead of dict's short cut.
+    def __iter__(self) -> Iterator[str]:
+        self._all()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self._all()
+        return super().keys()
+
+    def values(self) -> Any:
+        self._all()
+        return super().values()
+
+    def items(self) -> Any:
+        self._all()
+        return super().items()
+
+    def copy(self) -> dict[str, Any]:
+        self._all()
+        return dict(super().items())
+
+
+class Base:
+    """A pristine model with its tokenizer, resident on one device.
+
+    Args:
+        model: The model. It is frozen from here on; private copies get its flags back.
+        tokenizer: Its tokenizer or processor; runs get copies.
+        recreate: Makes the same model again, for when somebody has written to this one.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, recreate: Callable[[], nn.Module]) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._recreate = recreate
+        self._trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+        adapters = _adapter_tensor_ids(model)
+        self._shared = {
+            name: tensor for name, tensor in _named_tensors(model) if id(tensor) not in adapters
+        }
+        # The parameters are the same objects in all sharing trees: frozen once, for all of them.
+        for tensor in self._shared.values():
+            tensor.requires_grad_(False)
+        # Other tensors on the same storage; they still find it when a run swaps `.data`.
+        self._storages = {name: tensor.detach() for name, tensor in self._shared.items()}
+        self._baseline = self._fingerprint()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all its weights."""
+        return sum(t.numel() * t.element_size() for _, t in _named_tensors(self.model))
+
+    def clone(self, *, private: bool) -> nn.Module:
+        """A module tree for one run.
+
+        Args:
+            private: Copy the weights too, for a run that writes to them. Otherwise the tree shares
+                them; adapters that a PeftModel brings along are the run's own either way.
+        """
+        memo: dict[int, Any] = {} if private else {id(t): t for t in self._shared.values()}
+        tree = copy.deepcopy(self.model, memo)
+        if private:
+            for name, parameter in tree.named_parameters():
+                parameter.requires_grad_(name in self._trainable)
+        return tree
+
+    def verify(self) -> None:
+        """Check that nobody wrote to the weights; if somebody did, bring them back first.
+
+        Raises:
+            SharedWeightsError: They were written to. They are whole again.
+        """
+        if self._fingerprint() == self._baseline:
+            return
+        logger.warning("shared weights were written to; restoring them")
+        fresh = dict(_named_tensors(self._recreate()))
+        for name, tensor in self._shared.items():
+            storage = self._storages[name]
+            storage.copy_(fresh[name])
+            tensor.data = storage
+            tensor.requires_grad_(False)
+            tensor.grad = None
+        self._baseline = self._fingerprint()
+        raise SharedWeightsError(
+            "The run wrote to base weights that it shares with other runs. They have been "
+            "restored, so no other run is affected. If the trainer or a callback has to change the "
+            "base, give the run weights of its own: RFModelConfig(..., share_base=False)."
+        )
+
+    def _fingerprint(self) -> tuple[Any, ...]:
+        """Where the tensors live, how often they were written to, and a sample of their values.
+
+        The sample catches writes through `.data`, which the version counter does not see, such as
+        those of merging an adapter.
+        """
+        places = tuple(
+            (t.data_ptr(), t._version, t.dtype, t.shape)  # noqa: SLF001 - no public counter
+            for t in self._shared.values()
+        )
+        samples = [
+            t.detach().reshape(-1)[:: max(1, t.numel() // _SAMPLES_PER_TENSOR)].double()
+            for t in self._shared.values()
+        ]
+        values = torch.cat(samples).cpu().numpy().tobytes() if samples else b""
+        return (places, values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    read: Mapping[str, Any]
+    seed: int | None
+    """The seed under which the model was made; None if making it drew no random numbers."""
+    base: Base
+
+
+_MISSING = object()
+
+
+class Bases:
+    """Makes each distinct base once.
+
+    What `create_model` reads from its argument is the base's identity: configurations that agree
+    on it share the base. Where making the model draws random numbers, as for a new head, the run's
+    seed belongs to the identity too.
+
+    Args:
+        create_model: The user's function.
+        device: Where the weights live.
+    """
+
+    def __init__(self, create_model: CreateModel, device: torch.device) -> None:
+        self._create_model = create_model
+        self._device = device
+        self._entries: list[_Entry] = []
+
+    @property
+    def num_bases(self) -> int:
+        """How many distinct bases have been made."""
+        return len(self._entries)
+
+    def get(self, model_config: Mapping[str, Any], seed: int) -> Base:
+        """The base for this configuration, made now if it is the first of its kind.
+
+        Raises:
+            CreateModelError: `create_model` raised, or did not return a model and a tokenizer.
+        """
+        for entry in self._entries:
+            if entry.seed in (None, seed) and all(
+                model_config.get(key, _MISSING) == value for key, value in entry.read.items()
+            ):
+                return entry.base
+        reads = _Reads(copy.deepcopy(dict(model_config)))
+        set_seed(seed)
+        before = torch.get_rng_state()
+        model, tokenizer = self._create(reads)
+        drew = not torch.equal(before, torch.get_rng_state())
+
+        def recreate() -> nn.Module:
+            set_seed(seed)
+            return self._create(_Reads(copy.deepcopy(dict(model_config))))[0]
+
+        base = Base(model, tokenizer, recreate)
+        read = {key: model_config.get(key, _MISSING) for key in reads.keys_read}
+        self._entries.append(_Entry(read=read, seed=seed if drew else None, base=base))
+        return base
+
+    def verify(self) -> None:
+        """Check all bases; see `Base.verify`."""
+        for entry in self._entries:
+            entry.base.verify()
+
+    def _create(self, model_config: _Reads) -> tuple[nn.Module, Any]:
+        try:
+            created = self._create_model(model_config)
+        except Exception as error:
+            raise CreateModelError(
+                f"create_model raised {type(error).__name__}: {error}. It was given the keys "
+                f"{sorted(dict.keys(model_config))}; call it once by hand with these to see why."
+            ) from error
+        if not (isinstance(created, tuple | list) and len(created) == 2):
+            raise CreateModelError(
+                f"create_model returned {_describe(created)}; it has to return two values, "
+                "(model, tokenizer)."
+            )
+        model, tokenizer = created
+        if not isinstance(model, nn.Module):
+            raise CreateModelError(
+                f"create_model returned {_describe(model)} as the model; it has to be a "
+                "transformers model or a PeftModel (a torch.nn.Module)."
+            )
+        if tokenizer is None or not hasattr(tokenizer, "save_pretrained"):
+            raise CreateModelError(
+                f"create_model returned {_describe(tokenizer)} as the tokenizer; it has to be a "
+                "tokenizer or processor, such as AutoTokenizer.from_pretrained(...) gives."
+            )
+        return self._place(model), tokenizer
+
+    def _place(self, model: nn.Module) -> nn.Module:
+        """Move the model once, here: a trainer would move the tensors under all who share them."""
+        if all(tensor.device == self._device for _, tensor in _named_tensors(model)):
+            return model
+        return model.to(self._device)
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return f"{len(value)} values"
+    return "None" if value is None else f"one value of type {type(value).__name__}"
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _adapter_tensor_ids(model: nn.Module) -> set[int]:
+    """Ids of the tensors that a PeftModel added to its base and that belong to the run."""
+    if not isinstance(model, PeftModel):
+        return set()
+    prefix = model.base_model.prefix if hasattr(model.base_model, "prefix") else "prompt_encoder"
+    return {
+        id(tensor)
+        for name, tensor in _named_tensors(model)
+        if prefix in name or "modules_to_save" in name or tensor.requires_grad
+    }

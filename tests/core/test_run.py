@@ -1,0 +1,189 @@
+"""Every status meets every event: allowed ones change what they should, the others raise."""
+
+import itertools
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+
+from rapidfireai.core.events import (
+    ChunkAssigned,
+    ChunkFinished,
+    Event,
+    MetricsLogged,
+    MetricSource,
+    RunCompleted,
+    RunFailed,
+    RunNoted,
+    RunStarted,
+    RunStopped,
+    StepFinished,
+)
+from rapidfireai.core.ids import RunId, WorkerId
+from rapidfireai.core.run import TERMINAL, TRANSITIONS, Run, RunStatus, apply
+from rapidfireai.errors import IllegalTransitionError
+
+ID = RunId(7)
+
+RUN = Run(
+    id=ID,
+    name="seven",
+    config={"learning_rate": 1e-4},
+    path="runs/7",
+    worker_id=WorkerId(1),
+    resolved={"max_steps": 90},
+    step=10,
+    num_steps=90,
+    chunks_done=1,
+    num_chunks=9,
+    active_s=5.0,
+    loss=2.5,
+    notes=("first",),
+)
+
+# For each event what it changes in RUN beside the status.
+EFFECTS: list[tuple[Event, dict[str, Any]]] = [
+    (
+        ChunkAssigned(run_id=ID, worker_id=WorkerId(3), chunk=1),
+        {"worker_id": WorkerId(3)},
+    ),
+    (
+        RunStarted(
+            run_id=ID, num_steps=80, num_chunks=8, resolved={"max_steps": 80}, notes=("bf16",)
+        ),
+        {
+            "num_steps": 80,
+            "num_chunks": 8,
+            "resolved": {"max_steps": 80},
+            "notes": ("first", "bf16"),
+        },
+    ),
+    (
+        StepFinished(run_id=ID, step=11, loss=2.25, active_s=5.5),
+        {"step": 11, "loss": 2.25, "active_s": 5.5},
+    ),
+    (
+        MetricsLogged(run_id=ID, step=11, source=MetricSource.LOG, values={"grad_norm": 1.0}),
+        {},
+    ),
+    (
+        RunNoted(run_id=ID, note="a column was mapped"),
+        {"notes": ("first", "a column was mapped")},
+    ),
+    (
+        ChunkFinished(run_id=ID, chunk=1, step=20, active_s=10.0),
+        {"chunks_done": 2, "step": 20, "active_s": 10.0},
+    ),
+    (
+        RunCompleted(run_id=ID, step=90, active_s=45.0),
+        {"chunks_done": 2, "step": 90, "active_s": 45.0},
+    ),
+    (
+        RunStopped(run_id=ID, reason="no better than its parent", active_s=6.0),
+        {"notes": ("first", "stopped: no better than its parent"), "active_s": 6.0},
+    ),
+    (
+        RunFailed(
+            run_id=ID, error="out of memory", traceback="Traceback", active_s=6.0, notes=("8 GiB",)
+        ),
+        {
+            "error": "out of memory",
+            "traceback": "Traceback",
+            "active_s": 6.0,
+            "notes": ("first", "8 GiB"),
+        },
+    ),
+]
+
+PAIRS = list(itertools.product(RunStatus, EFFECTS))
+ALLOWED = [
+    (status, event, changes)
+    for status, (event, changes) in PAIRS
+    if type(event) in TRANSITIONS[status]
+]
+FORBIDDEN = [
+    (status, event) for status, (event, _) in PAIRS if type(event) not in TRANSITIONS[status]
+]
+
+
+def _name(value: object) -> str | None:
+    if isinstance(value, RunStatus):
+        return value.value
+    return "" if isinstance(value, dict) else type(value).__name__
+
+
+def test_every_event_is_examined() -> None:
+    assert {type(event) for event, _ in EFFECTS} == set(get_args(Event))
+    assert set(TRANSITIONS) == set(RunStatus)
+    assert len(ALLOWED) + len(FORBIDDEN) == len(RunStatus) * len(EFFECTS)
+
+
+@pytest.mark.parametrize(("status", "event", "changes"), ALLOWED, ids=_name)
+def test_allowed_event_changes_what_it_should(
+    status: RunStatus, event: Event, changes: dict[str, Any]
+) -> None:
+    before = replace(RUN, status=status)
+
+    after = apply(before, event)
+
+    assert after == replace(before, status=TRANSITIONS[status][type(event)], **changes)
+    assert before == replace(RUN, status=status), "the run given is not changed"
+
+
+@pytest.mark.parametrize(("status", "event"), FORBIDDEN, ids=_name)
+def test_forbidden_event_raises_and_changes_nothing(status: RunStatus, event: Event) -> None:
+    before = replace(RUN, status=status)
+
+    with pytest.raises(IllegalTransitionError) as caught:
+        apply(before, event)
+
+    assert before == replace(RUN, status=status)
+    assert caught.value.run_id == ID
+    assert caught.value.status == status
+    assert caught.value.event == type(event).__name__
+    assert str(caught.value) == (
+        f"run 7 is {status.value}: {type(event).__name__} is not possible from there"
+    )
+
+
+@pytest.mark.parametrize("status", RunStatus)
+def test_terminal_states_are_those_without_a_way_out(status: RunStatus) -> None:
+    assert (status in TERMINAL) == (not TRANSITIONS[status])
+    assert replace(RUN, status=status).ended == (status in TERMINAL)
+
+
+@pytest.mark.parametrize("status", [status for status in RunStatus if status not in TERMINAL])
+def test_a_run_can_be_stopped_and_can_fail_until_it_has_ended(status: RunStatus) -> None:
+    assert TRANSITIONS[status][RunStopped] is RunStatus.STOPPED
+    assert TRANSITIONS[status][RunFailed] is RunStatus.FAILED
+
+
+def test_every_status_is_reached_from_queued() -> None:
+    reached = {RunStatus.QUEUED}
+    for _ in RunStatus:
+        reached |= {target for status in reached for target in TRANSITIONS[status].values()}
+    assert reached == set(RunStatus)
+
+
+def test_a_run_of_a_trainer_that_ends_early_counts_the_chunks_it_did() -> None:
+    run = replace(RUN, status=RunStatus.RUNNING, chunks_done=3)
+    run = apply(run, RunCompleted(run_id=ID, step=35, active_s=20.0))
+    assert (run.chunks_done, run.num_chunks) == (4, 9)
+
+
+def test_resolved_arguments_are_a_copy() -> None:
+    resolved = {"max_steps": 80}
+    running = replace(RUN, status=RunStatus.RUNNING)
+    run = apply(running, RunStarted(run_id=ID, num_steps=80, num_chunks=8, resolved=resolved))
+    resolved["max_steps"] = 1
+    assert run.resolved == {"max_steps": 80}
+
+
+@pytest.mark.parametrize(
+    ("step", "num_steps", "remaining_s"),
+    [(10, 90, 40.0), (90, 90, 0.0), (0, 90, None), (0, None, None)],
+)
+def test_remaining_time_follows_the_pace_so_far(
+    step: int, num_steps: int | None, remaining_s: float | None
+) -> None:
+    assert replace(RUN, step=step, num_steps=num_steps).remaining_s == remaining_s
