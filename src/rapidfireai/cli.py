@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         status: int = options.verb(options)
-    except RapidFireError as error:
+    except (RapidFireError, OSError) as error:  # OSError: a folder or a disk, not the program
         return _fail(str(error))
     except ModuleNotFoundError as error:
         return _fail(f"{error}\n`rapidfireai doctor` shows what else is missing.")
@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="a few steps only: shows that everything works"
     )
     demo.add_argument(
-        "--cache", type=Path, help="folder for the converted model (default: ~/.cache/rapidfireai)"
+        "--cache",
+        type=Path,
+        help="folder for the converted model (default: models below $RF_HOME or ~/rapidfireai)",
     )
     demo.set_defaults(verb=_demo)
 

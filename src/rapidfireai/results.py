@@ -37,7 +37,7 @@ def results_frame(rows: Sequence[MetricRow]) -> "pd.DataFrame":
     if frame.empty:
         return pd.DataFrame(columns=columns)
     first = [column for column in columns if column in frame]
-    rest = sorted(column for column in frame if column not in first)
+    rest = sorted(str(column) for column in frame if column not in first)
     return frame[first + rest].sort_values(["run_id", "step"], ignore_index=True)
 
 
@@ -86,4 +86,5 @@ def best_run(frame: "pd.DataFrame", metric: str, mode: str | None) -> "pd.Series
     if mode is None:
         mode = "max" if any(word in metric for word in _MAXIMISED) else "min"
     values = frame[metric]
-    return frame.loc[values.idxmin() if mode == "min" else values.idxmax()]
+    best: pd.Series[Any] = frame.iloc[values.argmin() if mode == "min" else values.argmax()]
+    return best

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,8 @@ from rapidfireai.core.events import (
     ChunkAssigned,
     ChunkFinished,
     Event,
+    MetricsLogged,
+    MetricSource,
     RunFailed,
     RunNoted,
     StepFinished,
@@ -74,8 +77,11 @@ def engine(
 
 
 def step_until(subject: Engine, reached: Callable[[Engine], bool]) -> None:
-    while not reached(subject):
+    for _ in range(100):
+        if reached(subject):
+            return
         subject.step()
+    pytest.fail("not reached in 100 steps")
 
 
 def status(subject: Engine) -> dict[int, RunStatus]:
@@ -241,6 +247,16 @@ def test_orders_follow_the_policy() -> None:
     ]  # fmt: skip
 
 
+def test_unknown_work_counts_as_longest() -> None:
+    durations = {RunId(1): [1.0, 1.0], RunId(2): [1.0, 1.0]}
+    known, unknown = queued_runs([RunId(1), RunId(2)])
+    unknown = replace(unknown, chunks_done=1)
+    known = replace(known, chunks_done=1, step=1, num_steps=2, active_s=1.0)
+    record = Recorder()
+    Engine([known, unknown], SimulatedExecutor(FakeClock(), 1, durations), record).step()
+    assert [event.run_id for event in record.events] == [unknown.id]
+
+
 def test_a_run_stays_on_its_worker_when_all_fit() -> None:
     record = Recorder()
     engine({1: [1] * 4, 2: [2] * 4, 3: [3] * 4}, num_workers=5, record=record).run()
@@ -255,11 +271,14 @@ def test_metrics_and_notes_of_a_waiting_run_that_is_stopped_are_taken() -> None:
 
     class Talkative(SimulatedExecutor):
         def stop(self, run_id: RunId, reason: str) -> Sequence[Event]:
-            noted = RunNoted(run_id=run_id, note="train_runtime logged")
-            return (noted, *super().stop(run_id, reason))
+            logged = MetricsLogged(
+                run_id=run_id, step=1, source=MetricSource.LOG, values={"train_runtime": 1.0}
+            )
+            noted = RunNoted(run_id=run_id, note="saved")
+            return (logged, noted, *super().stop(run_id, reason))
 
     durations = {RunId(1): [1.0, 1.0], RunId(2): [1.0, 1.0]}
     subject = Engine(queued_runs(durations), Talkative(FakeClock(), 1, durations), Recorder())
     step_until(subject, lambda subject: subject.runs[0].status is WAITING)
     subject.stop([RunId(1)], "enough")
-    assert subject.runs[0].notes == ("train_runtime logged", "stopped: enough")
+    assert subject.runs[0].notes == ("saved", "stopped: enough")

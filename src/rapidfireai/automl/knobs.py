@@ -20,7 +20,6 @@ class Knob:
     """A place that a search fills with a value."""
 
 
-@dataclass(frozen=True, slots=True)
 class List(Knob):
     """Alternatives, which may hold knobs themselves.
 
@@ -28,17 +27,18 @@ class List(Knob):
         values: At least one; the order is kept.
     """
 
-    values: Sequence[Any]
-
-    def __post_init__(self) -> None:
-        given: Any = self.values
-        if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-            raise ConfigError(f"List({given!r}): List takes a list, as in List([{given!r}, ...])")
+    def __init__(self, values: Iterable[Any]) -> None:
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+            raise ConfigError(f"List({values!r}): List takes a list, as in List([{values!r}, ...])")
         # NumPy arrays turn into Python numbers, which TRL's types and JSON know.
-        values = list(given.tolist() if hasattr(given, "tolist") else given)
-        if not values:
+        self.values: list[Any] = list(values.tolist() if hasattr(values, "tolist") else values)
+        if not self.values:
             raise ConfigError("List([]) has no alternatives: give at least one value")
-        object.__setattr__(self, "values", values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, List) and self.values == other.values
+
+    __hash__ = None  # type: ignore[assignment]  # the values need not have one
 
     def __repr__(self) -> str:
         return f"List({self.values!r})"
@@ -85,6 +85,11 @@ class Range(Knob):
             raise ConfigError(f"{self!r}: log and step do not go together; give one of them")
         if self.step is not None and not 0 < self.step <= self.end - self.start:
             raise ConfigError(f"{self!r}: step must be above 0 and at most end - start")
+
+    def __repr__(self) -> str:
+        named = {"dtype": self.dtype, "log": self.log, "step": self.step}
+        rest = "".join(f", {name}={value!r}" for name, value in named.items() if value)
+        return f"Range({self.start!r}, {self.end!r}{rest})"
 
     @property
     def whole(self) -> bool:

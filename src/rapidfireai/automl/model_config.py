@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from rapidfireai.automl.arguments import Argument
+from rapidfireai.automl.argument_types import Argument
 from rapidfireai.automl.knobs import covering, knobs_in
 from rapidfireai.automl.peft_configs import PeftTemplate
 from rapidfireai.automl.renamed import OLD_MODEL_NAMES
@@ -17,7 +17,9 @@ from rapidfireai.training.spelling import did_you_mean
 _FIELDS: Mapping[str, Argument] = {
     argument.name: argument
     for argument in (
-        Argument(name="model_name", annotation=str | os.PathLike[str]),
+        Argument(
+            name="model_name", annotation=str | os.PathLike[str], says="a name or path, or None"
+        ),
         Argument(
             name="peft_config",
             annotation=PeftTemplate | dict[str, Any],
@@ -135,7 +137,7 @@ class RFModelConfig(Template):
         # Where the trainer is not known yet, the search that knows it checks the name.
         for template in covering(self.training_args):
             if isinstance(template, TrainerTemplate):
-                check_names(template.spec, [name])
+                check_names(template.spec, [name], _FIELDS)
         self._arguments[name] = value
 
 
@@ -150,7 +152,7 @@ def _check_generation(config: Mapping[str, Any]) -> None:
     from transformers import GenerationConfig
 
     known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
-    allowed = {*known, *_GENERATION_EXTRAS} - {"transformers_version"}
+    allowed = [name for name in (*known, *_GENERATION_EXTRAS) if name != "transformers_version"]
     for name in config:
         if name not in allowed:
             raise UnknownArgumentError(

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping
 from typing import ClassVar
 
-from rapidfireai.automl.arguments import Argument, arguments_of
+from rapidfireai.automl.argument_types import Argument, arguments_of
 from rapidfireai.automl.knobs import fresh
 from rapidfireai.automl.template import Template
 from rapidfireai.training.config import PeftSpec

@@ -96,6 +96,7 @@ OLD_NAMES: Mapping[str, Renamed | Dropped | Refused] = {
     "vllm_max_model_len": Renamed("vllm_max_model_length"),
     "gpu_memory_utilization": Renamed("vllm_gpu_memory_utilization"),
     "vllm_device": Dropped("vLLM runs on the trainer's device"),
+    "dataset_num_proc": Dropped("this trainer prepares its data in one process"),
     "dataset_batch_size": Dropped(_BY_ITSELF),
     "num_of_sequences": Dropped(_BY_ITSELF),
     "chars_per_token": Dropped(_BY_ITSELF),

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from rapidfireai.automl.arguments import shown
+from rapidfireai.automl.argument_types import shown
 from rapidfireai.automl.knobs import fresh
 from rapidfireai.automl.model_config import RFModelConfig
 from rapidfireai.automl.peft_configs import PeftTemplate, RFLoraConfig
@@ -47,7 +47,7 @@ def run_config(config: RFModelConfig, trainer_type: str | None = None) -> RunCon
             f"generation_config={shown(generation_config)} has no use without compute_metrics; "
             f"give compute_metrics=..., or leave generation_config out"
         )
-    check_names(training.spec, trainer_kwargs)
+    check_names(training.spec, trainer_kwargs, config.known_arguments())
     check_complete(training.spec, trainer_kwargs)
     training_args = fresh(training.training_args)
     return RunConfig(

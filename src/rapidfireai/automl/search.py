@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
-from rapidfireai.automl.arguments import shown
-from rapidfireai.automl.knobs import List, expand, expand_points, num_points, sample
+from rapidfireai.automl.argument_types import shown
+from rapidfireai.automl.knobs import List, expand, expand_points, fresh, num_points, sample
 from rapidfireai.automl.model_config import RFModelConfig
+from rapidfireai.automl.peft_configs import PeftTemplate
 from rapidfireai.automl.resolve import run_config
 from rapidfireai.automl.trainer_configs import TrainerTemplate
 from rapidfireai.errors import ConfigError
-from rapidfireai.training.config import RunConfig
+from rapidfireai.training.config import CUSTOM, RunConfig
 from rapidfireai.training.registry import trainer_spec
 
 _ALLOWED = (
@@ -29,15 +30,16 @@ class Search(ABC):
     Args:
         configs: RFModelConfig, a dict of its arguments, or an RF class for TRL; or several as a
             list or a List.
-        trainer_type: Such as "SFT"; needed only where training_args is a dict or missing.
+        trainer_type: Such as "SFT"; needed only where training_args is a dict or missing. With
+            "custom", dictionaries hold whatever `run_fit`'s create_trainer understands.
 
     Raises:
         ConfigError: The configurations cannot be trained as they are.
     """
 
     def __init__(self, configs: Any, trainer_type: str | None = None) -> None:
-        if trainer_type is not None:
-            trainer_spec(trainer_type)
+        if trainer_type not in (None, CUSTOM):
+            trainer_spec(str(trainer_type))
         self.configs = configs
         self.trainer_type = trainer_type
 
@@ -51,6 +53,19 @@ class Search(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({shown(self.configs)})"
+
+    def _space(self) -> Any:
+        return _space(self.configs, self.trainer_type == CUSTOM)
+
+    def _leaf(self, leaf: Any) -> RunConfig:
+        if self.trainer_type != CUSTOM:
+            return run_config(leaf, self.trainer_type)
+        if isinstance(leaf, RFModelConfig):
+            if leaf.training_args is not None:
+                return run_config(leaf)
+            leaf = leaf.arguments
+        knobs = fresh(leaf)
+        return RunConfig(trainer_type=CUSTOM, training_args={}, model=knobs, knobs=knobs)
 
 
 class RFGridSearch(Search):
@@ -67,11 +82,11 @@ class RFGridSearch(Search):
     def get_runs(self, seed: int) -> list[RunConfig]:
         """Returns the runs in order."""
         runs = []
-        for leaf in expand(_space(self.configs), "configs"):
+        for leaf in expand(self._space(), "configs"):
             if isinstance(leaf, Search):
                 runs.extend(leaf.get_runs(seed))
             else:
-                runs.append(run_config(leaf, self.trainer_type))
+                runs.append(self._leaf(leaf))
         return _with_repeats_noted(runs)
 
 
@@ -111,15 +126,16 @@ class RFRandomSearch(Search):
     def get_runs(self, seed: int) -> list[RunConfig]:
         """Returns the runs in the order in which they were drawn."""
         rng = random.Random(seed if self.seed is None else self.seed)
-        space = _space(self.configs)
+        space = self._space()
         size = num_points(space)
         if size <= _MAX_MISSES:
             return self._drawn_from(_distinct(map(self._run, expand_points(space))), rng)
         runs: list[RunConfig] = []
+        seen = _Seen()
         misses = 0
         while len(runs) < self.num_runs:
             run = self._run(sample(space, rng))
-            if run not in runs:
+            if seen.first_place(run, len(runs)) == len(runs):
                 runs.append(run)
                 misses = 0
             elif (misses := misses + 1) == _MAX_MISSES:
@@ -129,7 +145,7 @@ class RFRandomSearch(Search):
     def _run(self, leaf: Any) -> RunConfig:
         if isinstance(leaf, Search):
             raise ConfigError(f"{leaf!r} cannot be drawn from; give its configs instead")
-        return run_config(leaf, self.trainer_type)
+        return self._leaf(leaf)
 
     def _drawn_from(self, points: list[RunConfig], rng: random.Random) -> list[RunConfig]:
         if len(points) < self.num_runs:
@@ -143,32 +159,39 @@ class RFRandomSearch(Search):
         )
 
 
-def as_run_configs(config_group: Any, seed: int) -> list[RunConfig]:
+def as_run_configs(config_group: Any, seed: int, *, custom: bool = False) -> list[RunConfig]:
     """Returns the runs that whatever `run_fit` was given describes.
 
     Args:
         config_group: A search, a list of searches, or what a search takes as configs.
         seed: For searches that draw.
+        custom: Whether dictionaries are for the user's create_trainer to understand.
 
     Raises:
         ConfigError: It is nothing of these, or describes no run.
     """
-    search = config_group if isinstance(config_group, Search) else RFGridSearch(config_group)
-    return search.get_runs(seed)
+    if isinstance(config_group, Search):
+        return config_group.get_runs(seed)
+    return RFGridSearch(config_group, CUSTOM if custom else None).get_runs(seed)
 
 
-def _space(configs: Any) -> Any:
+def _space(configs: Any, custom: bool) -> Any:
     """Returns the alternatives as one value whose expansions are RFModelConfigs or searches."""
     if isinstance(configs, List):
-        return List([_space(item) for item in configs.values])
+        return List([_space(item, custom) for item in configs.values])
     if isinstance(configs, list | tuple):
         if not configs:
             raise ConfigError(f"configs={configs!r} is empty; give at least one: {_ALLOWED}")
-        return List([_space(item) for item in configs])
+        return List([_space(item, custom) for item in configs])
     if isinstance(configs, TrainerTemplate):
         return RFModelConfig(training_args=configs)
+    if isinstance(configs, PeftTemplate):
+        raise ConfigError(f"configs={configs!r}: give it to RFModelConfig(peft_config=...)")
     if isinstance(configs, dict):
-        return RFModelConfig(**configs)
+        for key in configs:
+            if not isinstance(key, str):
+                raise ConfigError(f"the keys of a configuration are argument names, not {key!r}")
+        return configs if custom else RFModelConfig(**configs)
     if isinstance(configs, RFModelConfig | Search):
         return configs
     raise ConfigError(
@@ -177,25 +200,41 @@ def _space(configs: Any) -> Any:
     )
 
 
-def _bare(run: RunConfig) -> RunConfig:
-    return dataclasses.replace(run, notes=())
+class _Seen:
+    """Runs that came by. Few are compared with each other, so that large searches stay quick."""
+
+    def __init__(self) -> None:
+        self._by_scalars: dict[frozenset[Any], list[tuple[RunConfig, int]]] = {}
+
+    def first_place(self, run: RunConfig, place: int) -> int:
+        """Returns where the first equal run was; `place`, if this is the first. Notes count not."""
+        bare = dataclasses.replace(run, notes=())
+        peft_arguments = run.peft.arguments if run.peft else {}
+        scalars = frozenset(
+            item
+            for item in (*run.training_args.items(), *peft_arguments.items())
+            if isinstance(item[1], int | float | str)
+        )
+        alike = self._by_scalars.setdefault(scalars, [])
+        for other, first in alike:
+            if other == bare:
+                return first
+        alike.append((bare, place))
+        return place
 
 
 def _distinct(runs: Iterable[RunConfig]) -> list[RunConfig]:
-    kept: list[RunConfig] = []
-    for run in runs:
-        if run not in kept:
-            kept.append(run)
-    return kept
+    seen = _Seen()
+    return [run for place, run in enumerate(runs) if seen.first_place(run, place) == place]
 
 
 def _with_repeats_noted(runs: list[RunConfig]) -> list[RunConfig]:
-    bare = [_bare(run) for run in runs]
+    seen = _Seen()
     noted = []
-    for index, run in enumerate(runs):
-        first = bare.index(bare[index])
+    for place, run in enumerate(runs):
+        first = seen.first_place(run, place)
         note = f"equal to configuration {first + 1} of this search"
-        if first < index and note not in run.notes:
+        if first < place and note not in run.notes:
             run = dataclasses.replace(run, notes=(*run.notes, note))
         noted.append(run)
     return noted

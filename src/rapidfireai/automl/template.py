@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
-from rapidfireai.automl.arguments import Argument, shown
+from rapidfireai.automl.argument_types import Argument, shown
 from rapidfireai.automl.knobs import Composite, List, fresh, knobs_in
 from rapidfireai.automl.renamed import OLD_NAMES, OLD_VALUES, Dropped, Refused, Renamed
 from rapidfireai.errors import ConfigError, UnknownArgumentError
@@ -141,7 +141,7 @@ class Template(Composite):
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={shown(value)}" for name, value in self._arguments.items())
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self._arguments.items())
         return f"{self._title}({arguments})"
 
     def __dir__(self) -> Iterator[str]:

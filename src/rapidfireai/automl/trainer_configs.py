@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rapidfireai.automl.arguments import Argument, arguments_of
+from rapidfireai.automl.argument_types import Argument, arguments_of
 from rapidfireai.automl.peft_configs import RFLoraConfig
 from rapidfireai.automl.template import Template
 from rapidfireai.training.registry import TRAINERS, TrainerSpec

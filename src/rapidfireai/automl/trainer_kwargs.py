@@ -42,8 +42,13 @@ def _parameters(trainer: str) -> Mapping[str, Parameter]:
     return found
 
 
-def check_names(spec: TrainerSpec, names: Collection[str]) -> None:
+def check_names(spec: TrainerSpec, names: Collection[str], own: Collection[str]) -> None:
     """Checks that the trainer takes these keywords.
+
+    Args:
+        spec: The trainer.
+        names: The keywords.
+        own: What RFModelConfig takes itself; may have been meant.
 
     Raises:
         UnknownArgumentError: The trainer has no such keyword.
@@ -53,7 +58,7 @@ def check_names(spec: TrainerSpec, names: Collection[str]) -> None:
         if name not in parameters:
             raise UnknownArgumentError(
                 f"RFModelConfig has no argument {name!r}, and neither has the trainer of "
-                f"{spec.name}; {did_you_mean(name, parameters)}"
+                f"{spec.name}; {did_you_mean(name, [*own, *parameters])}"
             )
 
 

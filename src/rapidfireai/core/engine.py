@@ -11,6 +11,7 @@ from typing import Protocol
 from rapidfireai.core.events import ChunkAssigned, Event
 from rapidfireai.core.executor import Executor
 from rapidfireai.core.ids import RunId, WorkerId
+from rapidfireai.core.policy import Advice, Policy
 from rapidfireai.core.run import Run, RunStatus, apply
 from rapidfireai.core.scheduler import Assign, Snapshot, WaitingRun, WaitingRuns, schedule
 
@@ -38,6 +39,7 @@ class Engine:
         executor: Carries out the orders.
         record: Keeps the facts; told first, and its failure is the engine's.
         listeners: Told after `record`; their failures are logged.
+        policies: Asked at the end of chunks which runs to stop.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Engine:
         executor: Executor,
         record: Listener,
         listeners: Sequence[Listener] = (),
+        policies: Sequence[Policy] = (),
     ) -> None:
         self._runs = {run.id: run for run in runs}
         self._executor = executor
         self._record = record
-        self._listeners = tuple(listeners)
+        self._advice = Advice(policies)
+        self._listeners = (self._advice, *listeners)
         # Kept up to date run by run: a decision must not cost a walk over all runs.
         self._open = {run.id for run in runs if not run.ended}
         self._waiting = WaitingRuns(_waiting_run(run) for run in runs if _waits(run))
@@ -75,6 +79,8 @@ class Engine:
         """Take in what happened, then give every idle worker its next order."""
         for event in self._executor.receive():
             self._apply(event)
+        for decision in self._advice.take(self._runs.values()):
+            self.stop([decision.run_id], decision.reason)
         for order in schedule(Snapshot(waiting=self._waiting, idle=self._idle())):
             self._assign(order)
         assert self._busy or self.ended, "an executor has at least one worker"

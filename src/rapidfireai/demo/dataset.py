@@ -52,7 +52,8 @@ Row = dict[str, str]
 _CALL = re.compile(r"[\w.]+\(")
 _SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
 _UNCLEAN = re.compile(r">>>|::|[{}|\\<>*]|->|\bTODO\b|deprecated|accurate signature", re.IGNORECASE)
-_NOT_WRITABLE = re.compile(r"[<{]|0x|\(\*args, \*\*kw")
+# An object's address, a set in the order of the day, a path of this machine, no names at all.
+_NOT_WRITABLE = re.compile(r"0x|[<{]|[/\\]\w|\(\*args, \*\*kw")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +137,8 @@ def _objects() -> Iterator[tuple[str, Kind, Any]]:
 
 def _public_names(owner: ModuleType | type) -> list[str]:
     names = getattr(owner, "__all__", None) or vars(owner)
-    return sorted(name for name in names if not name.startswith("_"))
+    # Hooks are there to be replaced, and pytest does.
+    return sorted(name for name in names if not name.startswith("_") and name[-4:] != "hook")
 
 
 def _summary(docstring: object) -> str | None:
@@ -163,7 +165,7 @@ def _summary(docstring: object) -> str | None:
 
 
 def _call(name: str, kind: Kind, thing: Any) -> str | None:
-    """Name and parameters as one would write them; None if unknown, long or not the same always."""
+    """Name and parameters as one would write them; None if unknown, long or variable."""
     try:
         signature = inspect.signature(thing)
     except (TypeError, ValueError):  # C code without a signature

@@ -53,9 +53,9 @@ def main(*, quick: bool = False, cache: Path | None = None) -> None:
     from rapidfireai.demo.model import NAME, smollm2
 
     transformers.logging.disable_progress_bar()
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     cache = cache or home() / "models"
-    console.print(f"Model: {NAME}, kept in {cache}", soft_wrap=True)
+    console.print(f"Model: {NAME}, converted once and kept in {cache}")
     run(smollm2(cache), standard_library(), QUICK if quick else Plan(), console)
 
 
@@ -186,7 +186,7 @@ def ranking(experiment: "Experiment", base_loss: float) -> "Table":
     runs = experiment.get_runs_info().sort_values("eval_loss", na_position="last")
     results = experiment.get_results()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("", "LoRA", "learning rate", "loss after each chunk", "held-out loss"):
+    for title in ("", "LoRA", "learning rate", "after each chunk", "held-out loss"):
         table.add_column(title, justify="right" if title else "left")
     for run in runs.to_dict("records"):
         losses = results.loc[results["run_id"] == run["run_id"], "eval_loss"].dropna()
@@ -194,7 +194,7 @@ def ranking(experiment: "Experiment", base_loss: float) -> "Table":
         targets = peft["target_modules"]
         table.add_row(
             f"run {run['run_id']}",
-            f"r={peft['r']} on {targets if isinstance(targets, str) else ', '.join(targets)}",
+            f"r={peft['r']} on {targets if isinstance(targets, str) else ' + '.join(targets)}",
             f"{run['config']['training_args']['learning_rate']:g}",
             "  ".join(f"{loss:.3f}" for loss in losses),
             f"{run['eval_loss']:.3f}" if run["status"] == "completed" else run["status"],

@@ -11,10 +11,11 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = tuple(
+_SENTENCE = (
     "the cat sat on a mat and dog ran over big red hill with small blue bird while sun shines "
-    "bright in sky near old town".split()  # noqa: SIM905 - words read better as a sentence
+    "bright in sky near old town"
 )
+WORDS = tuple(_SENTENCE.split())
 
 _CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"

@@ -11,7 +11,7 @@ import torch
 
 from rapidfireai.core.events import Json
 from rapidfireai.errors import ConfigError
-from rapidfireai.training.config import PeftSpec, RunConfig, as_json
+from rapidfireai.training.config import CUSTOM, PeftSpec, RunConfig, as_json
 from rapidfireai.training.registry import trainer_spec
 
 _SAVING = ("save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end")
@@ -61,7 +61,9 @@ class Resolved:
     """The arguments in force for one run."""
 
     args: Any
-    """The trainer's config object (a `transformers.TrainingArguments`)."""
+    """The trainer's config object (a `transformers.TrainingArguments`); None for a configuration
+    that only the user's `create_trainer` understands."""
+    seed: int
     peft_config: Any
     """A PEFT config object of the run's own, or None."""
     private_base: str | None
@@ -70,7 +72,9 @@ class Resolved:
 
     def to_json(self) -> dict[str, Json]:
         """All arguments in force, as JSON."""
-        resolved: dict[str, Json] = {"training_args": as_json(self.args.to_dict())}
+        resolved: dict[str, Json] = {}
+        if self.args is not None:
+            resolved["training_args"] = as_json(self.args.to_dict())
         if self.peft_config is not None:
             resolved["peft_config"] = as_json(self.peft_config.to_dict())
         resolved["private_base"] = self.private_base
@@ -85,6 +89,9 @@ def resolve(
     Raises:
         ConfigError: An argument is refused here, or by the trainer's own checks.
     """
+    if config.trainer_type == CUSTOM:
+        seed = (config.knobs or {}).get("seed", default_seed)
+        return Resolved(None, seed, None, None, config.notes)
     spec = trainer_spec(config.trainer_type)
     for name, (refuses, reason) in REFUSED.items():
         value = config.training_args.get(name)
@@ -105,7 +112,8 @@ def resolve(
     if args.n_gpu > 1:
         args._n_gpu = 1  # noqa: SLF001
     peft_config = None if config.peft is None else _peft_config(config.peft)
-    return Resolved(args, peft_config, _private_base(config, args), (*config.notes, *notes))
+    private_base = _private_base(config, args)
+    return Resolved(args, args.seed, peft_config, private_base, (*config.notes, *notes))
 
 
 def _adapted(

@@ -6,6 +6,9 @@ from typing import Any
 
 from rapidfireai.core.events import Json
 
+CUSTOM = "custom"
+"""The trainer type of configurations for which the user's `create_trainer` builds the trainer."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeftSpec:
@@ -22,7 +25,7 @@ class RunConfig:
     """One configuration without any knob left open."""
 
     trainer_type: str
-    """Key of the trainer in `training.registry`, such as "SFT"."""
+    """Key of the trainer in `training.registry`, such as "SFT", or `CUSTOM`."""
     training_args: Mapping[str, Any]
     """Arguments of the trainer's config class that the user set."""
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -37,6 +40,9 @@ class RunConfig:
     compute_metrics: Callable[[Any], Mapping[str, float]] | None = None
     """(predictions, references) -> metrics, over generated strings; needs generation_config."""
     generation_config: Mapping[str, Any] | None = None
+    knobs: Mapping[str, Any] | None = None
+    """A configuration that is a plain dictionary, for `create_trainer` alone to understand; only
+    with `CUSTOM`."""
     share_base: bool = True
     """False gives the run base weights of its own, for code that has to write to them."""
     notes: tuple[str, ...] = ()
@@ -44,6 +50,8 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Json]:
         """As JSON: functions by module and qualified name, other objects by their repr."""
+        if self.knobs is not None:
+            return {"trainer_type": self.trainer_type, **as_json(self.knobs)}
         return {
             "trainer_type": self.trainer_type,
             "training_args": as_json(self.training_args),

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset, load_from_disk
 
 from rapidfireai.errors import DatasetError
-from rapidfireai.training.config import RunConfig, as_json
+from rapidfireai.training.config import CUSTOM, RunConfig, as_json
 from rapidfireai.training.registry import DataKind, trainer_spec
 
 Row = Mapping[str, Any]
@@ -163,7 +163,8 @@ class Formatter:
         Raises:
             DatasetError: The columns cannot be trained on, or the formatting function failed.
         """
-        kind = trainer_spec(config.trainer_type).data_kind
+        custom = config.trainer_type == CUSTOM
+        kind = None if custom else trainer_spec(config.trainer_type).data_kind
         # Identity is a sound key here: `_kept` keeps the objects, hence their ids, alive.
         key = (id(dataset), id(config.formatting_func), kind, config.trainer_type, chat)
         if key not in self._done:

@@ -6,9 +6,10 @@ generator, reach a callback (early stopping would count it) or enter the trainer
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.workers.process_state import RngState
 
 # TRL's trainers collect metrics and samples here, in lists by "train" and "eval".
@@ -23,6 +24,30 @@ def evaluate_quietly(trainer: Any) -> dict[str, float]:
     with _undisturbed(trainer):
         metrics = trainer.evaluate()
     return {name: value for name, value in numbers(metrics).items() if not _is_timing(name)}
+
+
+def scored(trainer: Any, scoring: GenerationMetrics) -> Callable[..., dict[str, float]]:
+    """The trainer's `evaluate` with metrics over generated texts added to what it returns.
+
+    They are logged in a row of their own, after the evaluation's. The trainer chooses its best
+    checkpoint by what is returned, so `metric_for_best_model` may name one of them.
+    """
+    evaluate = trainer.evaluate
+
+    def evaluate_and_score(
+        eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        metrics: dict[str, float] = evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        several = eval_dataset is None and isinstance(trainer.eval_dataset, dict)
+        # Several sets come back here one by one, by name; other data has no references.
+        if several or not (eval_dataset is None or isinstance(eval_dataset, str)):
+            return metrics
+        with _undisturbed(trainer):
+            scores = scoring.score(trainer, eval_dataset, metric_key_prefix)
+        trainer.log(dict(scores))
+        return {**metrics, **scores}
+
+    return evaluate_and_score
 
 
 def numbers(values: Any) -> dict[str, float]:

@@ -26,7 +26,8 @@ from rapidfireai.core.events import (
 )
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import DivergedError, NeverYieldedError
-from rapidfireai.training.evaluation import evaluate_quietly, numbers
+from rapidfireai.training.evaluation import evaluate_quietly, numbers, scored
+from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.training.stopwatch import Stopwatch
 
 Pause = Callable[[list[Event]], None]
@@ -47,9 +48,10 @@ class Instrument:
         pause: Called at every step boundary with what happened since the last.
         resolved: Goes into `RunStarted`.
         notes: Likewise.
+        scoring: Metrics over generated texts, added to every evaluation.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - parts of one run, each of its own origin
         self,
         run_id: RunId,
         trainer: Any,
@@ -58,6 +60,7 @@ class Instrument:
         pause: Pause,
         resolved: dict[str, Json],
         notes: tuple[str, ...],
+        scoring: GenerationMetrics | None = None,
     ) -> None:
         self.stopwatch = Stopwatch()
         self._run_id = run_id
@@ -66,6 +69,7 @@ class Instrument:
         self._pause = pause
         self._resolved = resolved
         self._notes = notes
+        self._scoring = scoring
         self._events: list[Event] = []
         self._losses: list[torch.Tensor] = []
         self._num_bad_losses = 0
@@ -92,6 +96,8 @@ class Instrument:
 
         trainer.get_batch_samples = get_batch_samples
         trainer.training_step = training_step
+        if self._scoring is not None:
+            trainer.evaluate = scored(trainer, self._scoring)
         # Printing every log row of every run is nobody's wish; the rows are in the store.
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Reporter(self))

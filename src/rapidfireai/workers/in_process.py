@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rapidfireai.core.events import ChunkFinished, Event, RunCompleted, RunFailed, RunStopped
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.scheduler import Assign
+from rapidfireai.workers.memory import MemoryTiers
 from rapidfireai.workers.task import Task, Workload
 
 _WORKER = WorkerId(0)
@@ -15,12 +16,15 @@ _ENDS_RUN = (RunCompleted, RunFailed)
 class InProcessExecutor:
     """Runs the tasks of a workload by turns; implements `core.executor.Executor`.
 
+    Paused runs stay in memory as `memory` has room for them.
+
     `receive` does the work: it resumes the task of the open order for one step. Ctrl-C during a
     step takes effect as KeyboardInterrupt out of the next `receive`, with nothing lost.
     """
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, memory: MemoryTiers) -> None:
         self._workload = workload
+        self._memory = memory
         self._tasks: dict[RunId, Task] = {}
         self._open: RunId | None = None
         self._interrupted = False
@@ -35,6 +39,7 @@ class InProcessExecutor:
         assert self._open is None, "the worker has an order already"
         if order.run_id not in self._tasks:
             self._tasks[order.run_id] = self._workload.task(order.run_id)
+        self._memory.before_training(order.run_id)
         self._open = order.run_id
 
     def receive(self) -> Sequence[Event]:
@@ -51,9 +56,12 @@ class InProcessExecutor:
         task = self._tasks[self._open]
         events = task.resume()
         self._interrupted = task.interrupted
+        if isinstance(events[-1], _ENDS_RUN):
+            self._memory.forget(self._open)
+            del self._tasks[self._open]
+        elif isinstance(events[-1], ChunkFinished):
+            self._memory.after_training(self._open, task)
         if isinstance(events[-1], _ENDS_CHUNK):
-            if isinstance(events[-1], _ENDS_RUN):
-                del self._tasks[self._open]
             self._open = None
         return events
 
@@ -64,7 +72,10 @@ class InProcessExecutor:
         task = self._tasks.pop(run_id, None)
         if task is None:
             return (RunStopped(run_id=run_id, reason=reason, active_s=0.0),)
-        return task.stop(reason)
+        self._memory.before_training(run_id)
+        events = task.stop(reason)
+        self._memory.forget(run_id)
+        return events
 
     def close(self) -> None:
         """Abandon all tasks."""
@@ -72,3 +83,4 @@ class InProcessExecutor:
         for task in self._tasks.values():
             task.close()
         self._tasks.clear()
+        self._memory.close()

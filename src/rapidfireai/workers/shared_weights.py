@@ -108,6 +108,10 @@ class Base:
         """Bytes of all its weights."""
         return sum(t.numel() * t.element_size() for _, t in _named_tensors(self.model))
 
+    def storages(self) -> set[int]:
+        """Addresses of the shared weights' storages."""
+        return {t.untyped_storage().data_ptr() for t in self._shared.values()}
+
     def clone(self, *, private: bool) -> nn.Module:
         """A module tree for one run.
 

@@ -1,7 +1,9 @@
 """What a worker can run: the border between executors and workloads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
+
+import torch
 
 from rapidfireai.core.events import Event
 from rapidfireai.core.ids import RunId
@@ -27,6 +29,10 @@ class Task(Protocol):
 
     def close(self) -> None:
         """Abandon the run and let go of what it holds. Idempotent."""
+        ...
+
+    def own_tensors(self) -> Iterable[torch.Tensor]:
+        """The tensors that only this run holds; see `workers.memory.Owner`."""
         ...
 
     @property

@@ -1,0 +1,92 @@
+"""What decides about runs while they train, besides a person."""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rapidfireai.core.events import ChunkFinished, Event, MetricsLogged, StepFinished
+from rapidfireai.core.ids import RunId
+from rapidfireai.core.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopRun:
+    """Let a run end here, keeping what it learned."""
+
+    run_id: RunId
+    reason: str
+    """Stored with the run, for people to read: the numbers behind the decision."""
+
+
+class Policy(Protocol):
+    """Looks at a run at the end of each of its chunks and says which runs to stop.
+
+    Called from the engine's thread while no run trains. Decisions about runs that have ended are
+    dropped. An exception is logged and decides nothing.
+    """
+
+    def on_chunk(
+        self, run: Run, metrics: Mapping[str, float], runs: Sequence[Run]
+    ) -> Sequence[StopRun]:
+        """Decide after `run` finished a chunk that is not its last.
+
+        Args:
+            run: The run.
+            metrics: Latest value of each of its metrics; `loss` is the average over the chunk.
+            runs: All runs as they are now, this one included.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of a run's metrics."""
+
+    latest: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    """Of the present chunk's steps."""
+
+
+class Advice:
+    """Keeps what policies look at, and asks them at chunk ends; listens to an engine's events."""
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        self._policies = tuple(policies)
+        self._seen: dict[RunId, _Seen] = {}
+        self._due: list[tuple[Run, dict[str, float]]] = []
+
+    def on_event(self, before: Run, event: Event, after: Run) -> None:
+        """Take note of metrics, and of who has finished a chunk."""
+        if not self._policies:
+            return
+        seen = self._seen.setdefault(after.id, _Seen())
+        match event:
+            case StepFinished():
+                seen.losses.append(event.loss)
+            case MetricsLogged():
+                seen.latest.update(event.values)
+            case ChunkFinished():
+                mean = math.fsum(seen.losses) / len(seen.losses) if seen.losses else math.nan
+                self._due.append((after, {**seen.latest, "loss": mean}))
+                seen.losses.clear()
+            case _:
+                pass
+
+    def take(self, runs: Iterable[Run]) -> list[StopRun]:
+        """The decisions about what happened since the last call."""
+        if not self._due:
+            return []
+        due, self._due = self._due, []
+        now = tuple(runs)
+        decisions: list[StopRun] = []
+        for run, metrics in due:
+            for policy in self._policies:
+                try:
+                    decisions += policy.on_chunk(run, metrics, now)
+                except Exception:
+                    logger.exception("policy %r failed on run %d", policy, run.id)
+        return decisions

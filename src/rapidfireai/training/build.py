@@ -1,0 +1,171 @@
+"""One run's parts, and the trainer that is built from them."""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from transformers import set_seed
+
+from rapidfireai.core.ids import RunId
+from rapidfireai.errors import ConfigError
+from rapidfireai.training.arguments import Resolved, resolve
+from rapidfireai.training.config import RunConfig, as_json
+from rapidfireai.training.context import TrainerContext, config_mapping
+from rapidfireai.training.data import AnyDataset
+from rapidfireai.training.registry import trainer_spec
+from rapidfireai.workers.shared_weights import Base
+
+CreateTrainer = Callable[[Mapping[str, Any], TrainerContext], Any]
+"""The user's function: (configuration, context) -> transformers.Trainer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """A run as it is asked for."""
+
+    run_id: RunId
+    config: RunConfig
+    folder: Path
+    """The trainer's output folder."""
+    final: Path
+    """Where the ended run is saved."""
+    default_seed: int
+    """For a configuration that sets none."""
+    num_chunks: int
+    """An epoch."""
+    device: torch.device
+
+    def resolve(self) -> Resolved:
+        """The run's arguments in force, as new objects.
+
+        To be called with the run's own process state in place.
+
+        Raises:
+            ConfigError: An argument cannot be used.
+        """
+        return resolve(
+            self.config,
+            device=self.device,
+            output_dir=self.folder,
+            default_seed=self.default_seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunParts:
+    """All that a run's trainer is built from."""
+
+    spec: RunSpec
+    base: Base
+    train_dataset: AnyDataset
+    eval_dataset: AnyDataset | dict[str, AnyDataset] | None
+    create_trainer: CreateTrainer | None
+    notes: tuple[str, ...]
+    """How its data was prepared."""
+
+    def build_trainer(self, resolved: Resolved) -> Any:
+        """The run's trainer, ready to train.
+
+        To be called with the run's own process state in place, in the run's own thread.
+
+        Raises:
+            ConfigError: The user's `create_trainer` made something that cannot be trained.
+            Exception: What the trainer's constructor or `create_trainer` raises.
+        """
+        if self.spec.device.type == "cuda":
+            torch.cuda.set_device(self.spec.device)
+        if self.create_trainer is not None:
+            return self._call_create_trainer(self.create_trainer, resolved)
+        config = self.spec.config
+        trainer_class = trainer_spec(config.trainer_type).load_trainer()
+        tunes_all = resolved.peft_config is None and not isinstance(self.base.model, PeftModel)
+        given = {name: own_copy(value) for name, value in config.trainer_kwargs.items()}
+        if tunes_all and "ref_model" in inspect.signature(trainer_class).parameters:
+            # TRL would load the reference model a second time, by name.
+            given.setdefault("ref_model", self.base.clone(private=False))
+        if resolved.peft_config is not None:
+            given["peft_config"] = resolved.peft_config
+        return trainer_class(
+            model=self.base.clone(private=tunes_all or resolved.private_base is not None),
+            args=resolved.args,
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
+            processing_class=copy.deepcopy(self.base.tokenizer),
+            **given,
+        )
+
+    def _call_create_trainer(self, create: CreateTrainer, resolved: Resolved) -> Any:
+        set_seed(resolved.seed)
+        context = TrainerContext(
+            tokenizer=copy.deepcopy(self.base.tokenizer),
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
+            output_dir=str(self.spec.folder),
+            seed=resolved.seed,
+            device=self.spec.device,
+            training_args=resolved.args,
+            peft_config=resolved.peft_config,
+            base=self.base,
+        )
+        trainer = create(own_copy(config_mapping(self.spec.config)), context)
+        name = as_json(create)
+        if not isinstance(trainer, transformers.Trainer):
+            raise ConfigError(
+                f"create_trainer {name} returned a {type(trainer).__name__}; it has to return a "
+                "transformers.Trainer or an instance of a subclass of it."
+            )
+        if not any(parameter.requires_grad for parameter in trainer.model.parameters()):
+            raise ConfigError(
+                f"create_trainer {name} made a trainer without weights to train. context.model "
+                "shares the base's weights, which are frozen: put an adapter on it (peft_config), "
+                "or train context.private_model()."
+            )
+        trainer.args.output_dir = str(self.spec.folder)
+        return trainer
+
+
+def own_copy(value: Any) -> Any:
+    """A copy for one run; models in it share their weights, since nobody trains them.
+
+    Callbacks, reward functions with memory and the like keep state, which runs must not share.
+    """
+    memo = {
+        id(tensor): tensor
+        for module in _modules(value)
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    return copy.deepcopy(value, memo)
+
+
+def check_copyable(config: RunConfig) -> None:
+    """Refuse what could not be given to several runs.
+
+    Raises:
+        ConfigError: An argument cannot be copied.
+    """
+    for name, value in config_mapping(config).items():
+        try:
+            own_copy(value)
+        except Exception as error:
+            raise ConfigError(
+                f"{name}={value!r} cannot be copied ({type(error).__name__}: {error}), but every "
+                "run needs one of its own. Leave locks, files and connections out of it, or open "
+                "them when training begins."
+            ) from error
+
+
+def _modules(value: Any) -> Iterator[torch.nn.Module]:
+    if isinstance(value, torch.nn.Module):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _modules(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _modules(item)

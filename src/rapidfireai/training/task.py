@@ -1,0 +1,238 @@
+"""One run's trainer in its fiber, from its first line to its last event."""
+
+import copy
+import gc
+import logging
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rapidfireai.core.events import (
+    ChunkFinished,
+    Event,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    RunStopped,
+)
+from rapidfireai.core.ids import RunId
+from rapidfireai.errors import SharedWeightsError
+from rapidfireai.training.arguments import Resolved
+from rapidfireai.training.build import RunParts
+from rapidfireai.training.generation import GenerationMetrics
+from rapidfireai.training.instrument import Instrument
+from rapidfireai.training.output import save_run
+from rapidfireai.workers.fiber import Fiber, FiberClosed
+from rapidfireai.workers.process_state import ProcessState
+from rapidfireai.workers.shared_weights import Bases
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingTask:
+    """One run's trainer in its fiber; implements `workers.task.Task`."""
+
+    def __init__(self, parts: RunParts, bases: Bases) -> None:
+        self._parts = parts
+        self._bases = bases
+        self._state = ProcessState()
+        self._fiber: Fiber[str, list[Event]] = Fiber(self._train, f"run-{self._run_id}")
+        self._trainer: Any = None
+        self._instrument: Instrument | None = None
+        self._unsent: list[Event] = []
+        """Events on their way out; a failure right there must not lose them."""
+
+    @property
+    def _run_id(self) -> RunId:
+        return self._parts.spec.run_id
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C arrived during the last step."""
+        return self._fiber.interrupted
+
+    def resume(self) -> Sequence[Event]:
+        """Train one step."""
+        return self._work(None)
+
+    def stop(self, reason: str) -> Sequence[Event]:
+        """Save the run as it is and end it."""
+        return self._work(reason)
+
+    def close(self) -> None:
+        """Unwind the fiber."""
+        if not self._fiber.done:
+            self._state.enter()
+            self._fiber.close()
+            self._release()
+
+    def own_tensors(self) -> Iterator[torch.Tensor]:
+        """The run's tensors without the base's: weights, gradients, optimizer state, buffers."""
+        if self._trainer is None:
+            return
+        shared = self._parts.base.storages()
+        for tensor in _tensors_of(self._trainer):
+            if tensor.untyped_storage().data_ptr() not in shared:
+                yield tensor
+
+    def _work(self, stop: str | None) -> list[Event]:
+        self._fiber.interrupted = False
+        self._state.enter()
+        events = self._fiber.resume(stop)
+        if self._fiber.done:
+            self._release()
+        elif isinstance(events[-1], ChunkFinished):
+            self._state.leave()
+        # Within a chunk the run's state stays in place: only this run goes on from here, and
+        # exchanging it costs more than the step of a small model.
+        return events
+
+    def _release(self) -> None:
+        """Free what the run held on the device, now: a trainer is full of reference cycles."""
+        self._instrument = self._trainer = None
+        self._state.leave()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _pause(self, events: list[Event]) -> None:
+        """Called in the fiber at every step boundary."""
+        instrument = self._instrument
+        assert instrument is not None, "only a trainer with its instrument pauses"
+        self._unsent = events
+        if isinstance(events[-1], RunStarted | ChunkFinished):
+            self._bases.verify()
+        self._unsent = []
+        instrument.stopwatch.stop()
+        reason = self._fiber.pause(events)
+        instrument.stopwatch.start()
+        if reason is not None:
+            raise _Stop(reason)
+
+    def _train(self, fiber: Fiber[str, list[Event]]) -> list[Event]:
+        """The fiber's body: the run from its first line to its last event."""
+        resolved = None
+        try:
+            resolved = self._parts.spec.resolve()
+            instrument = self._start(resolved)
+            self._trainer.train()
+            events = instrument.finish()
+            self._bases.verify()
+            self._save(resolved)
+            return [
+                *events,
+                RunCompleted(run_id=self._run_id, step=instrument.step, active_s=self._active_s),
+            ]
+        except _Stop as stop:
+            self._save(resolved)
+            return [RunStopped(run_id=self._run_id, reason=stop.reason, active_s=self._active_s)]
+        except FiberClosed:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a failing run must not end the others
+            return self._failed(error, resolved)
+
+    def _start(self, resolved: Resolved) -> Instrument:
+        parts = self._parts
+        self._trainer = parts.build_trainer(resolved)
+        config = parts.spec.config
+        scoring = None
+        if config.compute_metrics is not None and config.generation_config is not None:
+            scoring = GenerationMetrics(
+                config.compute_metrics,
+                config.generation_config,
+                copy.deepcopy(parts.base.tokenizer),
+                parts.eval_dataset,
+                resolved.seed,
+            )
+        self._instrument = Instrument(
+            self._run_id,
+            self._trainer,
+            num_chunks=parts.spec.num_chunks,
+            pause=self._pause,
+            resolved=resolved.to_json(),
+            notes=(*resolved.notes, *parts.notes),
+            scoring=scoring,
+        )
+        self._instrument.stopwatch.start()
+        return self._instrument
+
+    @property
+    def _active_s(self) -> float:
+        return 0.0 if self._instrument is None else self._instrument.stopwatch.read_s()
+
+    def _save(self, resolved: Resolved | None) -> None:
+        assert resolved is not None, "a trainer is built from resolved arguments"
+        spec = self._parts.spec
+        save_run(
+            self._trainer,
+            spec.final,
+            {"config": spec.config.to_json(), "resolved": resolved.to_json()},
+        )
+
+    def _failed(self, error: BaseException, resolved: Resolved | None) -> list[Event]:
+        events = self._unsent
+        if self._instrument is not None:
+            events = [*events, *self._instrument.take_events()]
+        notes = []
+        try:
+            self._bases.verify()
+        except SharedWeightsError as written:
+            notes.append(str(written))
+        if self._instrument is not None and self._instrument.step > 0:
+            try:
+                self._save(resolved)
+            except Exception as unsaved:
+                notes.append(f"what it had learned could not be saved: {unsaved}")
+                logger.exception("run %d could not be saved", self._run_id)
+        failed = RunFailed(
+            run_id=self._run_id,
+            error=_one_line(error, self._parts.spec.device),
+            traceback="".join(traceback.format_exception(error)),
+            active_s=self._active_s,
+            notes=tuple(notes),
+        )
+        return [*(event for event in events if not isinstance(event, ChunkFinished)), failed]
+
+
+class _Stop(BaseException):
+    """Unwinds a trainer that is to be stopped. Not an Exception, so that callbacks let it pass."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def _one_line(error: BaseException, device: torch.device) -> str:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return (
+            f"out of memory on {device}: a smaller per_device_train_batch_size (with more "
+            "gradient_accumulation_steps), max_length or LoRA rank needs less"
+        )
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _tensors_of(trainer: Any) -> Iterator[torch.Tensor]:
+    for parameter in trainer.model.parameters():
+        yield parameter
+        if parameter.grad is not None:
+            yield parameter.grad
+    yield from trainer.model.buffers()
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    if optimizer is not None:
+        yield from _tensors_in(list(optimizer.state.values()))
+    # Completions that GRPO and RLOO generated and have not trained on yet.
+    yield from _tensors_in(getattr(trainer, "_buffered_inputs", None))
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors_in(item)

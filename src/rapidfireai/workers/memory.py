@@ -1,0 +1,185 @@
+"""Where paused runs keep their tensors: on the device, in host memory, or on disk.
+
+A run that is about to train is hot: its tensors are on the device. Others stay there as long as
+there is room. When there is not, the run that was paused last goes first, since by turns it is the
+one that will be needed last; it goes to host memory (warm), or to disk when that is short as well
+(cold). Base weights never move. A tensor keeps its identity: only its storage is exchanged, so
+whoever refers to it - an optimizer, a gradient - finds it again, bit for bit.
+"""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rapidfireai.core.ids import RunId
+
+
+class Tier(StrEnum):
+    """Where a run's tensors are."""
+
+    HOT = "hot"
+    WARM = "warm"
+    COLD = "cold"
+
+
+class Owner(Protocol):
+    """Somebody with tensors that can be moved while it is paused."""
+
+    def own_tensors(self) -> Iterable[torch.Tensor]:
+        """Its tensors, those that it shares with nobody; always the same while it is paused."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where and how a tensor lay: another memory layout could mean another rounding."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "_Place":
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+    def empty(self) -> torch.Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+
+
+@dataclass(slots=True)
+class _Resident:
+    owner: Owner
+    tier: Tier = Tier.HOT
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    places: list["_Place"] = field(default_factory=list)
+    """Of the tensors when hot, in the same order."""
+    num_bytes: int = 0
+
+
+class MemoryTiers:
+    """Keeps what runs hold on the device within a limit.
+
+    Args:
+        device: The device of hot runs. On a CPU host memory is the device: there is no warm tier.
+        folder: For cold runs.
+        hot_limit_bytes: For the tensors of all hot runs together, the training one included; it is
+            exceeded only if that one alone needs more. None means what the device has.
+        warm_limit_bytes: For all warm runs together. None means no limit.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        folder: Path,
+        hot_limit_bytes: int | None = None,
+        warm_limit_bytes: int | None = None,
+    ) -> None:
+        self._device = device
+        self._folder = folder
+        self._hot_limit = hot_limit_bytes
+        self._warm_limit = 0 if device.type == "cpu" else warm_limit_bytes
+        # In the order in which they were last paused.
+        self._residents: dict[RunId, _Resident] = {}
+        self.num_moves = 0
+        """How often a run has been moved from the device."""
+
+    def tier(self, run_id: RunId) -> Tier:
+        """Where the run is; hot if it has never been paused."""
+        resident = self._residents.get(run_id)
+        return Tier.HOT if resident is None else resident.tier
+
+    def hot_bytes(self) -> int:
+        """Bytes that the hot runs hold on the device, as far as they have been paused before."""
+        return sum(r.num_bytes for r in self._residents.values() if r.tier is Tier.HOT)
+
+    def before_training(self, run_id: RunId) -> None:
+        """Bring the run's tensors to the device, and others away if there is no room for both."""
+        resident = self._residents.get(run_id)
+        needed = 0 if resident is None or resident.tier is Tier.HOT else resident.num_bytes
+        self._make_room(needed, keep=run_id)
+        if resident is not None and resident.tier is not Tier.HOT:
+            self._heat(run_id, resident)
+
+    def after_training(self, run_id: RunId, owner: Owner) -> None:
+        """Take note of the run's tensors, now that it is paused."""
+        self._residents.pop(run_id, None)
+        tensors = _distinct(owner.own_tensors())
+        self._residents[run_id] = _Resident(
+            owner=owner,
+            tensors=tensors,
+            places=[_Place.of(tensor) for tensor in tensors],
+            num_bytes=sum(tensor.untyped_storage().nbytes() for tensor in tensors),
+        )
+        self._make_room(0, keep=run_id)
+
+    def forget(self, run_id: RunId) -> None:
+        """The run has ended."""
+        if self._residents.pop(run_id, None) is not None:
+            self._file(run_id).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove what is on disk."""
+        self._residents.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _make_room(self, needed: int, keep: RunId) -> None:
+        for run_id, resident in reversed(list(self._residents.items())):
+            if not self._is_short(needed):
+                return
+            if resident.tier is Tier.HOT and run_id != keep:
+                self._cool(run_id, resident)
+
+    def _is_short(self, needed: int) -> bool:
+        if self._hot_limit is not None:
+            return self.hot_bytes() + needed > self._hot_limit
+        if self._device.type != "cuda":
+            return False
+        free, _ = torch.cuda.mem_get_info(self._device)
+        reusable = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
+            self._device
+        )
+        return needed > free + reusable
+
+    def _cool(self, run_id: RunId, resident: _Resident) -> None:
+        self.num_moves += 1
+        warm = sum(r.num_bytes for r in self._residents.values() if r.tier is Tier.WARM)
+        if self._warm_limit is None or warm + resident.num_bytes <= self._warm_limit:
+            for tensor in resident.tensors:
+                host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+                tensor.data = host.copy_(tensor)
+            resident.tier = Tier.WARM
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {str(i): t.detach().cpu().contiguous() for i, t in enumerate(resident.tensors)},
+            self._file(run_id),
+        )
+        for tensor in resident.tensors:
+            tensor.data = torch.empty(0, dtype=tensor.dtype)
+        resident.tier = Tier.COLD
+
+    def _heat(self, run_id: RunId, resident: _Resident) -> None:
+        if resident.tier is Tier.WARM:
+            held: Sequence[torch.Tensor] = [tensor.detach() for tensor in resident.tensors]
+        else:
+            saved = load_file(self._file(run_id))
+            held = [saved[str(i)] for i in range(len(resident.tensors))]
+        for tensor, data, place in zip(resident.tensors, held, resident.places, strict=True):
+            tensor.data = place.empty().copy_(data)
+        self._file(run_id).unlink(missing_ok=True)
+        resident.tier = Tier.HOT
+
+    def _file(self, run_id: RunId) -> Path:
+        return self._folder / f"{run_id}.safetensors"
+
+
+def _distinct(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Each tensor object once."""
+    return list({id(tensor): tensor for tensor in tensors}.values())
