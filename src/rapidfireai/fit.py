@@ -201,7 +201,12 @@ class Fit:
         if request.model is None:
             return configs
         name = os.fspath(request.model)
-        return [replace(config, model={"model_name": name, **config.model}) for config in configs]
+        return [
+            config
+            if config.model.get("model_name")
+            else replace(config, model={**config.model, "model_name": name})
+            for config in configs
+        ]
 
     def _create_store(self) -> None:
         request, clock = self._request, SystemClock()

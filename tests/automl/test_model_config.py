@@ -17,6 +17,7 @@ from rapidfireai.automl import (
     RFLoraConfig,
     RFModelConfig,
     RFORPOConfig,
+    RFRewardConfig,
     RFRLOOConfig,
     RFSFTConfig,
 )
@@ -76,9 +77,28 @@ def test_a_whole_configuration() -> None:
     assert [note.split(" ")[0] for note in notes] == ["num_gpus=1", "save_strategy='chunk'"]
 
 
-def test_nothing_that_was_not_given_appears() -> None:
+def model(**given: Any) -> dict[str, Any]:
+    """What create_model gets: every key is there, whatever was given."""
+    return {
+        "model_name": None,
+        "model_type": "causal_lm",
+        "model_kwargs": {},
+        "tokenizer": None,
+        "tokenizer_kwargs": {},
+        **given,
+    }
+
+
+def test_nothing_that_was_not_given_appears_in_the_arguments() -> None:
     run = run_config(RFModelConfig("m", training_args=RFSFTConfig()))
-    assert run == RunConfig(trainer_type="SFT", training_args={}, model={"model_name": "m"})
+    assert run == RunConfig(trainer_type="SFT", training_args={}, model=model(model_name="m"))
+
+
+def test_the_trainer_decides_on_the_kind_of_model() -> None:
+    run = run_config(RFModelConfig("m", training_args=RFRewardConfig()))
+    assert run.model == model(model_name="m", model_type="seq_cls")
+    run = run_config(RFModelConfig("m", model_type="own", training_args=RFRewardConfig()))
+    assert run.model == model(model_name="m", model_type="own")
 
 
 def test_a_run_shares_no_container_with_its_configuration() -> None:
@@ -100,7 +120,15 @@ def test_a_run_shares_no_container_with_its_configuration() -> None:
         ({"peft_config": {"r": 4}}, PeftSpec(method="LoraConfig", arguments={"r": 4})),
         (
             {"training_args": RFSFTConfig(lora_rank=64)},
-            PeftSpec(method="LoraConfig", arguments={"target_modules": "all-linear", "r": 64}),
+            PeftSpec(
+                method="LoraConfig",
+                arguments={
+                    "r": 64,
+                    "target_modules": "all-linear",
+                    "lora_alpha": 128,
+                    "task_type": "CAUSAL_LM",
+                },
+            ),
         ),
     ],
     ids=repr,
@@ -120,7 +148,7 @@ def test_training_args_may_be_a_dict() -> None:
 def test_model_init_kwargs_are_not_lost() -> None:
     training_args = RFSFTConfig(model_init_kwargs={"dtype": "bfloat16"})
     run = run_config(RFModelConfig("m", training_args=training_args))
-    assert run.model == {"model_name": "m", "model_kwargs": {"dtype": "bfloat16"}}
+    assert run.model == model(model_name="m", model_kwargs={"dtype": "bfloat16"})
     assert run.training_args == {}
     assert run.notes == ("model_init_kwargs became model_kwargs of the model",)
 
@@ -266,7 +294,8 @@ def test_objects_of_the_libraries_are_refused_with_the_class_to_use() -> None:
         ),
         (
             RFModelConfig(
-                model_kwargs={}, training_args=RFSFTConfig(model_init_kwargs={"dtype": "auto"})
+                model_kwargs={"dtype": "float16"},
+                training_args=RFSFTConfig(model_init_kwargs={"dtype": "auto"}),
             ),
             None,
             r"write it as model_kwargs=\{...\} of RFModelConfig",
@@ -295,7 +324,7 @@ def test_attributes_set_later_count() -> None:
     config.callbacks = []
     training_args.max_steps = 7
     run = run_config(config)
-    assert run.model == {"model_name": "m"}
+    assert run.model == model(model_name="m")
     assert run.trainer_kwargs == {"callbacks": []}
     assert run.training_args == {"max_steps": 7}
     with pytest.raises(UnknownArgumentError, match="did you mean 'peft_config'"):

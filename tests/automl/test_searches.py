@@ -321,6 +321,24 @@ def test_configurations_of_the_incumbents_tutorials() -> None:
     assert [run.trainer_kwargs for run in runs] == [{"reward_funcs": rewards}] * 2
 
 
+def test_dictionaries_for_create_trainer_are_expanded_and_not_read() -> None:
+    runs = as_run_configs(
+        {"rate": List([1, 2]), "anything": {"deep": [List(["a", "b"])]}}, 0, custom=True
+    )
+    assert [run.knobs for run in runs] == [
+        {"rate": rate, "anything": {"deep": [letter]}} for rate in (1, 2) for letter in "ab"
+    ]
+    assert {run.trainer_type for run in runs} == {"custom"}
+    drawn = RFRandomSearch({"rate": Range(0.0, 1.0)}, "custom", num_runs=3).get_runs(0)
+    assert len({run.model["rate"] for run in drawn}) == 3
+
+
+def test_templates_keep_their_trainer_beside_create_trainer() -> None:
+    known, plain = as_run_configs([sft(max_steps=3), RFModelConfig("m")], 0, custom=True)
+    assert (known.trainer_type, known.knobs) == ("SFT", None)
+    assert (plain.trainer_type, plain.knobs) == ("custom", {"model_name": "m"})
+
+
 def test_large_grids_are_quick() -> None:
     space = RFSFTConfig(max_steps=List(range(100)), seed=List(range(50)))
     assert len(RFGridSearch(space).get_runs(0)) == 5000

@@ -13,7 +13,7 @@ import trl
 import trl.trainer
 
 from rapidfireai import automl
-from rapidfireai.automl import List, RFLoraConfig, RFSFTConfig
+from rapidfireai.automl import List, RFGridSearch, RFLoraConfig, RFSFTConfig
 from rapidfireai.automl.argument_types import arguments_of
 from rapidfireai.automl.peft_configs import PeftTemplate
 from rapidfireai.automl.template import Template
@@ -91,10 +91,18 @@ def test_short_form_makes_an_adapter() -> None:
     config = RFSFTConfig(learning_rate=2e-4, lora_rank=List([8, 64]), lora_dropout=0.1)
     assert config.training_args == {"learning_rate": 2e-4}
     assert config.lora == RFLoraConfig(
-        target_modules="all-linear", r=List([8, 64]), lora_dropout=0.1
+        target_modules="all-linear", r=List([8, 64]), lora_dropout=0.1, task_type="CAUSAL_LM"
     )
     chosen = RFSFTConfig(lora_target_modules=["q_proj"], lora_alpha=4)
-    assert chosen.lora == RFLoraConfig(target_modules=["q_proj"], lora_alpha=4)
+    assert chosen.lora == RFLoraConfig(
+        r=8, target_modules=["q_proj"], lora_alpha=4, task_type="CAUSAL_LM"
+    )
+    ranks = RFGridSearch(RFSFTConfig(lora_rank=List([4, 16]))).get_runs(0)
+    adapters = [run.peft.arguments for run in ranks if run.peft]
+    assert [(a["r"], a["lora_alpha"]) for a in adapters] == [(4, 8), (16, 32)]
+    assert automl.RFRewardConfig(lora_rank=4).lora == RFLoraConfig(
+        r=4, target_modules="all-linear", lora_alpha=8, task_type="SEQ_CLS"
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from rapidfireai.core.events import (
     MetricSource,
     RunFailed,
     RunNoted,
+    RunStopped,
     StepFinished,
 )
 from rapidfireai.core.ids import RunId, WorkerId
+from rapidfireai.core.policy import StopRun
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.core.scheduler import Assign
 from rapidfireai.testing.simulation import FakeClock, SimulatedExecutor, queued_runs
@@ -194,6 +196,27 @@ def test_stopped_runs_free_their_worker_and_leave_the_others_alone() -> None:
     subject.run()
 
     assert status(subject) == {1: STOPPED, 2: COMPLETED}
+
+
+def test_a_policy_stops_a_run_at_a_chunks_end_before_anything_new_starts() -> None:
+    class Prune:
+        def on_chunk(
+            self, run: Run, metrics: Mapping[str, float], runs: Sequence[Run]
+        ) -> Sequence[StopRun]:
+            return [StopRun(run_id=run.id, reason="pruned")] if run.id == 1 else []
+
+    record = Recorder()
+    durations = {RunId(1): [1.0, 1.0], RunId(2): [1.0, 1.0]}
+    executor = SimulatedExecutor(FakeClock(), 1, durations)
+    subject = Engine(queued_runs(durations), executor, record, policies=[Prune()])
+
+    subject.run()
+
+    assert status(subject) == {1: STOPPED, 2: COMPLETED}
+    assert record.statuses(1) == [QUEUED, RUNNING, WAITING, STOPPED]
+    told = [(event.run_id, type(event)) for event in record.events]
+    at = told.index((RunId(1), ChunkFinished))
+    assert told[at + 1 : at + 3] == [(1, RunStopped), (2, ChunkAssigned)]
 
 
 def test_stopping_a_run_that_has_ended_changes_nothing() -> None:

@@ -27,7 +27,7 @@ from rapidfireai.testing.simulation import FakeClock, SimulatedExecutor, queued_
 
 NUM_RUNS = 1_000
 NUM_WORKERS = 64
-NUM_CHUNKS = 6
+NUM_CHUNKS = 4
 
 ONE, TWO = RunId(1), RunId(2)
 
@@ -200,9 +200,9 @@ def jittered(rng: random.Random) -> Durations:
 
 
 def mixed(rng: random.Random) -> Durations:
-    """Runs of one to three epochs of three chunks, with jitter."""
+    """Runs of one to three epochs of two chunks, with jitter."""
     return [
-        [pace * rng.lognormvariate(0, 0.2) for _ in range(rng.choice((3, 6, 9)))]
+        [pace * rng.lognormvariate(0, 0.2) for _ in range(rng.choice((2, 4, 6)))]
         for pace in paces(rng)
     ]
 

@@ -52,7 +52,7 @@ def run_config(config: RFModelConfig, trainer_type: str | None = None) -> RunCon
     training_args = fresh(training.training_args)
     return RunConfig(
         trainer_type=training.spec.name,
-        model=_model(config, training_args, notes),
+        model=_model(config, training.spec, training_args, notes),
         training_args=training_args,
         peft=peft.peft_spec() if peft else None,
         trainer_kwargs=fresh(trainer_kwargs),
@@ -95,16 +95,24 @@ def _peft(config: RFModelConfig, training: TrainerTemplate) -> PeftTemplate | No
 
 
 def _model(
-    config: RFModelConfig, training_args: dict[str, Any], notes: list[str]
+    config: RFModelConfig, spec: TrainerSpec, training_args: dict[str, Any], notes: list[str]
 ) -> Mapping[str, Any]:
     given = config.arguments
-    model = {key: fresh(given[key]) for key in _MODEL_KEYS if given.get(key) is not None}
-    if "model_name" in model:
+    # All keys are there, as the incumbent's users expect in their create_model.
+    model = {
+        "model_name": None,
+        "model_type": spec.model_type,
+        "model_kwargs": {},
+        "tokenizer": None,
+        "tokenizer_kwargs": {},
+        **{key: fresh(given[key]) for key in _MODEL_KEYS if given.get(key) is not None},
+    }
+    if model["model_name"] is not None:
         model["model_name"] = os.fspath(model["model_name"])
     # TRL would ignore it: every trainer is given a model that is loaded already.
     init_kwargs = training_args.pop("model_init_kwargs", None)
     if init_kwargs is not None:
-        if not isinstance(init_kwargs, dict) or "model_kwargs" in model:
+        if not isinstance(init_kwargs, dict) or model["model_kwargs"]:
             raise ConfigError(
                 f"model_init_kwargs={shown(init_kwargs)} of the training arguments: write it as "
                 f"model_kwargs={{...}} of RFModelConfig"

@@ -209,10 +209,11 @@ class _Seen:
     def first_place(self, run: RunConfig, place: int) -> int:
         """Returns where the first equal run was; `place`, if this is the first. Notes count not."""
         bare = dataclasses.replace(run, notes=())
-        peft_arguments = run.peft.arguments if run.peft else {}
+        parts = (run.training_args, run.peft.arguments if run.peft else {}, run.knobs or {})
         scalars = frozenset(
             item
-            for item in (*run.training_args.items(), *peft_arguments.items())
+            for part in parts
+            for item in part.items()
             if isinstance(item[1], int | float | str)
         )
         alike = self._by_scalars.setdefault(scalars, [])

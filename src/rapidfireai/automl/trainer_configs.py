@@ -16,13 +16,17 @@ _LORA = {
 }
 """Short form -> argument of LoraConfig."""
 
+_LORA_RANK = 8
+_TASKS = {"causal_lm": "CAUSAL_LM", "seq_cls": "SEQ_CLS"}
+
 
 class TrainerTemplate(Template):
     """Arguments of a TRL config, each a value or a knob; what is not set has TRL's default.
 
     Besides TRL's arguments there is a short form for LoRA: `lora_rank`, `lora_alpha`,
-    `lora_dropout` and `lora_target_modules`. Any of them makes the run train a LoRA adapter, with
-    PEFT's defaults for the others (rank 8, alpha 8, no dropout), but on all linear layers.
+    `lora_dropout` and `lora_target_modules`. Any of them makes the run train a LoRA adapter. The
+    others are then rank 8, alpha twice the rank (so that ranks compare at one scale), no dropout,
+    and all linear layers.
     """
 
     classes: ClassVar[dict[str, type["TrainerTemplate"]]] = {}
@@ -50,7 +54,17 @@ class TrainerTemplate(Template):
     def lora(self) -> RFLoraConfig | None:
         """The adapter that the short form asks for; None where it was not used."""
         given = {_LORA[name]: value for name, value in self._arguments.items() if name in _LORA}
-        return RFLoraConfig(**{"target_modules": "all-linear", **given}) if given else None
+        if not given:
+            return None
+        rank = given.get("r", _LORA_RANK)
+        defaults: dict[str, Any] = {"r": rank, "target_modules": "all-linear"}
+        # A knob of ranks has been resolved before an adapter is asked for; one that has not been
+        # is only being shown.
+        if isinstance(rank, int):
+            defaults["lora_alpha"] = 2 * rank
+        if task := _TASKS.get(self.spec.model_type):
+            defaults["task_type"] = task
+        return RFLoraConfig(**{**defaults, **given})
 
 
 class RFSFTConfig(TrainerTemplate, trainer="SFT"):

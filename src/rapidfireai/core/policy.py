@@ -70,7 +70,7 @@ class Advice:
             case MetricsLogged():
                 seen.latest.update(event.values)
             case ChunkFinished():
-                mean = math.fsum(seen.losses) / len(seen.losses) if seen.losses else math.nan
+                mean = sum(seen.losses) / len(seen.losses) if seen.losses else math.nan
                 self._due.append((after, {**seen.latest, "loss": mean}))
                 seen.losses.clear()
             case _:

@@ -29,8 +29,8 @@ class RunConfig:
     training_args: Mapping[str, Any]
     """Arguments of the trainer's config class that the user set."""
     model: Mapping[str, Any] = field(default_factory=dict)
-    """What `create_model` receives: model_name, model_type, model_kwargs, tokenizer,
-    tokenizer_kwargs and whatever else the user put there."""
+    """What `create_model` receives: model_name, model_type, model_kwargs, tokenizer and
+    tokenizer_kwargs, or the user's own knobs."""
     peft: PeftSpec | None = None
     """None trains all weights, or the adapters of a PeftModel that `create_model` returned."""
     trainer_kwargs: Mapping[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ config accepts is read from the loaded class, never repeated here.
 import importlib
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum, auto
 from typing import Any
 
@@ -39,6 +39,8 @@ class TrainerSpec:
     trainer: str
     """"module:class" of the trainer."""
     data_kind: DataKind
+    model_type: str = "causal_lm"
+    """What the trainer trains, as `training.loading` names it."""
     experimental: bool = False
     """True where TRL may change or remove it in any release."""
     needs_one_of: tuple[str, ...] = ()
@@ -93,7 +95,7 @@ TRAINERS: Mapping[str, TrainerSpec] = {
         _stable("GRPO", DataKind.PROMPT, needs_one_of=("reward_funcs", "environment_factory")),
         _stable("RLOO", DataKind.PROMPT),
         _stable("KTO", DataKind.UNPAIRED_PREFERENCE),
-        _stable("Reward", DataKind.PREFERENCE),
+        replace(_stable("Reward", DataKind.PREFERENCE), model_type="seq_cls"),
         _stable("Distillation", DataKind.PROMPT),
         _experimental("a2po", "A2PO", DataKind.PROMPT),
         _experimental("cpo", "CPO", DataKind.PREFERENCE),

@@ -8,7 +8,8 @@ a data loader's position, an optimizer - survives the pause for free.
 import contextvars
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar, cast
+from queue import SimpleQueue
+from typing import Generic, TypeVar
 
 Out = TypeVar("Out")
 In = TypeVar("In")
@@ -30,13 +31,16 @@ class Fiber(Generic[In, Out]):
     def __init__(self, body: Callable[["Fiber[In, Out]"], Out], name: str) -> None:
         self._body = body
         self._go = threading.Lock()
-        self._back = threading.Lock()
         self._go.acquire()
-        self._back.acquire()
+        # Who holds the baton is decided by `_is_back`; the queue only wakes the waiting owner. A
+        # lock would not do: Ctrl-C may strike before or after it is taken, and nobody can tell.
+        self._is_back = False
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._is_away = False
+        """Whether the owner still has to take back what it handed over."""
         self._given: In | None = None
         self._taken: Out | None = None
         self._error: BaseException | None = None
-        self._running = False
         self._closing = False
         self.interrupted = False
         """Whether Ctrl-C arrived while the fiber ran; the owner acts on it between two steps."""
@@ -45,28 +49,35 @@ class Fiber(Generic[In, Out]):
         self._thread = threading.Thread(
             target=contextvars.copy_context().run, args=(self._run,), name=name, daemon=True
         )
-        self._started = False
 
     def resume(self, value: In | None = None) -> Out:
         """Let the fiber run until its next pause or its end, and return what it handed out.
+
+        One that a second Ctrl-C left running is waited for first; what it hands out then is lost
+        unless it is its last.
 
         Args:
             value: What `pause` returns inside the fiber.
 
         Raises:
             BaseException: What the body raised.
+            KeyboardInterrupt: A second Ctrl-C; the fiber still runs.
         """
-        assert not self.done, "a fiber that is done cannot be resumed"
-        self._given = value
-        if not self._started:
-            self._started = True
-            self._thread.start()
-        self._hand_over()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        taken, self._taken = self._taken, None
-        return cast(Out, taken)
+        assert not self._closing, "a fiber that is closed cannot be resumed"
+        if self._is_away:
+            self._wait()
+        else:
+            assert not self.done, "a fiber that is done cannot be resumed"
+        if not self.done:
+            self._given = value
+            self._hand_over()
+        taken, error, self._taken, self._error = self._taken, self._error, None, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, and all that the body held
+        return taken  # type: ignore[return-value]  # None only where Out allows it
 
     def pause(self, value: Out) -> In | None:
         """Called inside the fiber: hand the value out and wait for the next `resume`.
@@ -74,8 +85,10 @@ class Fiber(Generic[In, Out]):
         Raises:
             FiberClosed: The fiber is to end; let it pass.
         """
+        if self._closing:  # somebody did not let it pass
+            raise FiberClosed
         self._taken = value
-        self._back.release()
+        self._hand_back()
         self._go.acquire()
         if self._closing:
             raise FiberClosed
@@ -86,25 +99,52 @@ class Fiber(Generic[In, Out]):
 
         One that a second Ctrl-C left running is not waited for; it ends at its next pause.
         """
+        if self._closing or self.done or not self._is_started:
+            self._closing = True
+            return
         self._closing = True
-        if self.done or not self._started or self._running:
+        if self._is_away:
+            self._go.release()
             return
         self._hand_over()
         self._error = self._taken = None
 
+    @property
+    def _is_started(self) -> bool:
+        return self._thread.ident is not None
+
     def _hand_over(self) -> None:
-        self._running = True
-        self._go.release()
-        try:
-            self._back.acquire()
-        except KeyboardInterrupt:
-            # The fiber is in the middle of a step: let it reach its next pause. A second Ctrl-C
-            # does not wait.
-            self.interrupted = True
-            self._back.acquire()
-        self._running = False
-        if self.done:
-            self._thread.join()
+        if not self._is_started:
+            self._thread.start()
+        self._is_back, self._is_away = False, True
+        self._wait(self._go.release)
+
+    def _wait(self, release: Callable[[], None] | None = None) -> None:
+        """Wait until the baton is back, in spite of a first Ctrl-C.
+
+        Python raises KeyboardInterrupt after any call, also one that has done its work: whatever
+        may have been interrupted is looked at again.
+        """
+        was_interrupted = False
+        while True:
+            try:
+                if release is not None:
+                    once, release = release, None
+                    once()
+                while not self._is_back:
+                    self._wake.get()
+                if self.done:
+                    self._thread.join()
+                self._is_away = False
+                return
+            except KeyboardInterrupt:
+                if was_interrupted:
+                    raise
+                was_interrupted = self.interrupted = True
+
+    def _hand_back(self) -> None:
+        self._is_back = True
+        self._wake.put(None)
 
     def _run(self) -> None:
         self._go.acquire()
@@ -116,4 +156,4 @@ class Fiber(Generic[In, Out]):
             self._error = error
         finally:
             self.done = True
-            self._back.release()
+            self._hand_back()

@@ -8,6 +8,7 @@ the run is paused and puts them in place while it runs.
 
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,17 @@ class RngState:
             python=random.getstate(),
             numpy=np.random.get_state(),
             torch_cpu=torch.get_rng_state(),
-            cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            # Not only once CUDA is in use: what a run begins with has to be what it goes back to.
+            cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        )
+
+    def equals(self, other: "RngState") -> bool:
+        """Whether the generators would draw the same numbers."""
+        return (
+            self.python == other.python
+            and all(map(np.array_equal, self.numpy, other.numpy))
+            and torch.equal(self.torch_cpu, other.torch_cpu)
+            and all(map(torch.equal, self.cuda, other.cuda))
         )
 
     def restore(self) -> None:
@@ -62,8 +73,11 @@ class _Flags:
     deterministic_warn_only: bool
     cudnn_deterministic: bool
     cudnn_benchmark: bool
-    matmul_tf32: bool
-    cudnn_tf32: bool
+    fp32_precision: str | None
+    """None before torch 2.9, which has only the two that follow."""
+    matmul_precision: str | None
+    """None while torch refuses to tell, as `fp32_precision` contradicts it; likewise below."""
+    cudnn_tf32: bool | None
     verbosity: int
     environment: tuple[str | None, ...]
 
@@ -74,8 +88,9 @@ class _Flags:
             deterministic_warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
             cudnn_deterministic=torch.backends.cudnn.deterministic,
             cudnn_benchmark=torch.backends.cudnn.benchmark,
-            matmul_tf32=torch.backends.cuda.matmul.allow_tf32,
-            cudnn_tf32=torch.backends.cudnn.allow_tf32,
+            fp32_precision=getattr(torch.backends, "fp32_precision", None),
+            matmul_precision=_unless_refused(torch.get_float32_matmul_precision),
+            cudnn_tf32=_unless_refused(lambda: torch.backends.cudnn.allow_tf32),
             verbosity=transformers.logging.get_verbosity(),
             environment=tuple(os.environ.get(name) for name in _ENVIRONMENT),
         )
@@ -86,14 +101,31 @@ class _Flags:
         )
         torch.backends.cudnn.deterministic = self.cudnn_deterministic
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
-        torch.backends.cuda.matmul.allow_tf32 = self.matmul_tf32
-        torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
+        self._restore_precision()
         transformers.logging.set_verbosity(self.verbosity)
         for name, value in zip(_ENVIRONMENT, self.environment, strict=True):
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+    def _restore_precision(self) -> None:
+        # First the one that the others can be read under; and none that is right already, since
+        # torch keeps whether a precision was ever set.
+        if getattr(torch.backends, "fp32_precision", None) != self.fp32_precision:
+            torch.backends.fp32_precision = self.fp32_precision  # type: ignore[attr-defined]
+        now = _Flags.capture()
+        if self.matmul_precision not in (None, now.matmul_precision):
+            torch.set_float32_matmul_precision(self.matmul_precision)
+        if self.cudnn_tf32 not in (None, now.cudnn_tf32):
+            torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
+
+
+def _unless_refused(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except RuntimeError:
+        return None
 
 
 @dataclass(slots=True)

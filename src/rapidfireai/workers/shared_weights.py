@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from peft import PeftModel
 from torch import nn
 from transformers import set_seed
 
 from rapidfireai.errors import CreateModelError, SharedWeightsError
+from rapidfireai.workers.process_state import RngState
 
 logger = logging.getLogger(__name__)
 
 CreateModel = Callable[[dict[str, Any]], tuple[Any, Any]]
 """The user's function: model configuration -> (model, tokenizer)."""
-
-_SAMPLES_PER_TENSOR = 16
 
 
 class _Reads(dict[str, Any]):
@@ -77,6 +77,18 @@ class _Reads(dict[str, Any]):
         self._all()
         return dict(super().items())
 
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
+    def __eq__(self, other: object) -> bool:
+        self._all()
+        return super().__eq__(other)
+
+    __hash__ = None  # mutable
+
 
 class Base:
     """A pristine model with its tokenizer, resident on one device.
@@ -102,6 +114,12 @@ class Base:
         # Other tensors on the same storage; they still find it when a run swaps `.data`.
         self._storages = {name: tensor.detach() for name, tensor in self._shared.items()}
         self._baseline = self._fingerprint()
+
+    def with_tokenizer(self, tokenizer: Any) -> "Base":
+        """The same weights with another tokenizer."""
+        twin = copy.copy(self)
+        twin.tokenizer = tokenizer
+        return twin
 
     @property
     def num_bytes(self) -> int:
@@ -130,41 +148,63 @@ class Base:
         """Check that nobody wrote to the weights; if somebody did, bring them back first.
 
         Raises:
-            SharedWeightsError: They were written to. They are whole again.
+            SharedWeightsError: They were written to. They are whole again, or the message says
+                that they are not; then this goes on being raised.
         """
         if self._fingerprint() == self._baseline:
             return
         logger.warning("shared weights were written to; restoring them")
+        try:
+            self._restore()
+        except Exception as error:
+            # The user's function runs here. Whatever it is, nobody may train on these weights.
+            raise _broken(f"create_model raised {type(error).__name__}: {error}") from error
+        if self._fingerprint() != self._baseline:
+            raise _broken("create_model gives other weights than the first time, or the same model")
+        raise SharedWeightsError(
+            f"{_WRITTEN} They have been restored, so no other run is affected. If the trainer or a "
+            f"callback has to change the base, {_ADVICE}"
+        )
+
+    def _restore(self) -> None:
         fresh = dict(_named_tensors(self._recreate()))
         for name, tensor in self._shared.items():
             storage = self._storages[name]
-            storage.copy_(fresh[name])
+            storage.copy_(fresh[name].detach())
             tensor.data = storage
             tensor.requires_grad_(False)
             tensor.grad = None
-        self._baseline = self._fingerprint()
-        raise SharedWeightsError(
-            "The run wrote to base weights that it shares with other runs. They have been "
-            "restored, so no other run is affected. If the trainer or a callback has to change the "
-            "base, give the run weights of its own: RFModelConfig(..., share_base=False)."
-        )
 
     def _fingerprint(self) -> tuple[Any, ...]:
-        """Where the tensors live, how often they were written to, and a sample of their values.
+        """Where the tensors live and what is in them.
 
-        The sample catches writes through `.data`, which the version counter does not see, such as
-        those of merging an adapter.
+        All of it is read: the version counters see no writes through `.data`, such as those of
+        merging an adapter, and count some that change nothing. Reading costs less than a forward
+        pass over one token does.
         """
-        places = tuple(
-            (t.data_ptr(), t._version, t.dtype, t.shape)  # noqa: SLF001 - no public counter
-            for t in self._shared.values()
-        )
-        samples = [
-            t.detach().reshape(-1)[:: max(1, t.numel() // _SAMPLES_PER_TENSOR)].double()
-            for t in self._shared.values()
-        ]
-        values = torch.cat(samples).cpu().numpy().tobytes() if samples else b""
-        return (places, values)
+        places = tuple((t.data_ptr(), t.dtype, t.shape) for t in self._shared.values())
+        sums = [_checksum(tensor) for tensor in self._shared.values()]
+        return (places, torch.stack(sums).tolist() if sums else [])
+
+
+_WRITTEN = "The run wrote to base weights that it shares with other runs."
+_ADVICE = "give the run weights of its own: RFModelConfig(..., share_base=False)."
+
+
+def _broken(why: str) -> SharedWeightsError:
+    return SharedWeightsError(
+        f"{_WRITTEN[:-1]}, or another run did, and they cannot be restored: {why}. No run can go "
+        "on, since none could be trusted. Let create_model load the weights anew at each call, and "
+        f"if the trainer or a callback has to change the base, {_ADVICE}"
+    )
+
+
+def _checksum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of the tensor's bits, in words as wide as fit."""
+    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    aligned = len(flat) % 8 == 0 and flat.storage_offset() % 8 == 0
+    words = flat.view(torch.int64) if aligned else flat
+    return words.sum(dtype=torch.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +237,8 @@ class Bases:
 
     @property
     def num_bases(self) -> int:
-        """How many distinct bases have been made."""
-        return len(self._entries)
+        """How many distinct bases there are."""
+        return len({id(entry.base.model) for entry in self._entries})
 
     def get(self, model_config: Mapping[str, Any], seed: int) -> Base:
         """The base for this configuration, made now if it is the first of its kind.
@@ -213,15 +253,19 @@ class Bases:
                 return entry.base
         reads = _Reads(copy.deepcopy(dict(model_config)))
         set_seed(seed)
-        before = torch.get_rng_state()
+        before = RngState.capture()
         model, tokenizer = self._create(reads)
-        drew = not torch.equal(before, torch.get_rng_state())
+        drew = not RngState.capture().equals(before)
 
         def recreate() -> nn.Module:
             set_seed(seed)
             return self._create(_Reads(copy.deepcopy(dict(model_config))))[0]
 
-        base = Base(model, tokenizer, recreate)
+        known = next((e.base for e in self._entries if e.base.model is model), None)
+        if known is None:
+            base = Base(model, tokenizer, recreate)
+        else:  # create_model keeps its models
+            base = known.with_tokenizer(tokenizer)
         read = {key: model_config.get(key, _MISSING) for key in reads.keys_read}
         self._entries.append(_Entry(read=read, seed=seed if drew else None, base=base))
         return base
@@ -247,27 +291,44 @@ class Bases:
         model, tokenizer = created
         if not isinstance(model, nn.Module):
             raise CreateModelError(
-                f"create_model returned {_describe(model)} as the model; it has to be a "
+                f"create_model returned a {type(model).__name__} as the model; it has to be a "
                 "transformers model or a PeftModel (a torch.nn.Module)."
             )
         if tokenizer is None or not hasattr(tokenizer, "save_pretrained"):
             raise CreateModelError(
-                f"create_model returned {_describe(tokenizer)} as the tokenizer; it has to be a "
-                "tokenizer or processor, such as AutoTokenizer.from_pretrained(...) gives."
+                f"create_model returned a {type(tokenizer).__name__} as the tokenizer; it has to "
+                "be a tokenizer or processor, such as AutoTokenizer.from_pretrained(...) gives."
             )
         return self._place(model), tokenizer
 
     def _place(self, model: nn.Module) -> nn.Module:
         """Move the model once, here: a trainer would move the tensors under all who share them."""
+        device_map = getattr(model, "hf_device_map", {})
+        if any(tensor.is_meta for _, tensor in _named_tensors(model)):
+            raise CreateModelError(
+                f"create_model returned a model that is not wholly loaded (device_map: "
+                f"{device_map}); it has to fit on {self._device}. Load it in fewer bits, or choose "
+                "a smaller one."
+            )
+        if len(set(device_map.values())) > 1:
+            # device_map="auto" spread it over several devices; a run trains on one.
+            remove_hook_from_module(model, recurse=True)
+            model.hf_device_map = {"": self._device}  # type: ignore[assignment]
         if all(tensor.device == self._device for _, tensor in _named_tensors(model)):
             return model
-        return model.to(self._device)
+        try:
+            return model.to(self._device)
+        except torch.OutOfMemoryError as error:
+            raise CreateModelError(
+                f"the model that create_model returned does not fit on {self._device}. Load it in "
+                "fewer bits, or choose a smaller one."
+            ) from error
 
 
 def _describe(value: object) -> str:
     if isinstance(value, tuple | list):
         return f"{len(value)} values"
-    return "None" if value is None else f"one value of type {type(value).__name__}"
+    return "None" if value is None else f"one value, a {type(value).__name__}"
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,0 +1,260 @@
+"""What a person who watches an experiment wants to know, kept up to date event by event.
+
+Knows nothing of screens. Events come at every step of every run, so nothing is computed here
+before somebody looks.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from rapidfireai.core.clock import Clock
+from rapidfireai.core.events import (
+    Event,
+    MetricsLogged,
+    MetricSource,
+    RunFailed,
+    RunNoted,
+    RunStarted,
+    RunStopped,
+    StepFinished,
+)
+from rapidfireai.core.ids import RunId
+from rapidfireai.core.run import Run, RunStatus
+
+_MAX_MESSAGES: Final = 200
+_UNCOMPARED: Final = re.compile(r"_(runtime|per_second|preparation_time|num_tokens)$")
+_DETAIL: Final = re.compile(r"entropy|mean_token_accuracy|logits|logps")
+
+
+@dataclass(slots=True)
+class Row:
+    """A run and the latest of what is known about it besides."""
+
+    run: Run
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What runs are compared by: evaluations, and the rewards of trainers that have any."""
+    device: dict[str, float] = field(default_factory=dict)
+    """What the device monitor measured when the run was paused last."""
+    tokens_per_s: float | None = None
+    """Tokens trained on, by the run's own seconds so far; None if its trainer counts none."""
+    tokens: tuple[int, float] = (0, 0.0)
+    """Step and number of tokens at the trainer's latest log."""
+
+    def value(self, metric: str) -> float:
+        """The metric's latest value; NaN if there is none."""
+        value = self.run.loss if metric == "loss" else self.metrics.get(metric)
+        return math.nan if value is None else value
+
+
+@dataclass(slots=True)
+class Message:
+    """A message, once for all the runs that have it."""
+
+    text: str
+    level: int
+    """As in `logging`."""
+    run_ids: list[RunId] = field(default_factory=list)
+    """Empty if the message is about no run."""
+
+
+class Messages:
+    """The latest messages, each text once. `add` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._new: SimpleQueue[tuple[str, int, RunId | None]] = SimpleQueue()
+        self._messages: dict[tuple[str, int], Message] = {}
+
+    def add(self, text: str, level: int, run_id: RunId | None = None) -> None:
+        """Add a message, about a run or about none."""
+        self._new.put((text, level, run_id))
+
+    def all(self) -> list[Message]:
+        """The messages, the one that came or was repeated last at the end."""
+        while True:
+            try:
+                text, level, run_id = self._new.get_nowait()
+            except Empty:
+                return list(self._messages.values())
+            message = self._messages.pop((text, level), None) or Message(text, level)
+            if run_id is not None and run_id not in message.run_ids:
+                message.run_ids.append(run_id)
+            self._messages[text, level] = message
+            if len(self._messages) > _MAX_MESSAGES:
+                del self._messages[next(iter(self._messages))]
+
+
+class Board:
+    """All runs and messages; an engine's listener.
+
+    Args:
+        runs: The runs there are; further ones are taken in with their first event.
+        clock: Tells for how long the experiment has been going.
+    """
+
+    def __init__(self, runs: Iterable[Run], clock: Clock) -> None:
+        self._clock = clock
+        self._begin_s = clock.now()
+        self.rows = {run.id: Row(run) for run in runs}
+        self.messages = Messages()
+        self.device: Mapping[str, float] = {}
+        """What the device monitor measured last."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the board was made."""
+        return self._clock.now() - self._begin_s
+
+    def on_event(self, before: Run, event: Event, after: Run) -> None:
+        """Take the event in."""
+        row = self.rows.get(after.id)
+        if row is None:
+            row = self.rows[after.id] = Row(after)
+        row.run = after
+        match event:
+            case StepFinished():
+                step, num_tokens = row.tokens
+                if step == event.step and event.active_s > 0:
+                    row.tokens_per_s = num_tokens / event.active_s
+            case MetricsLogged():
+                self._take_metrics(row, event)
+            case RunStarted():
+                for note in event.notes:
+                    self.messages.add(note, logging.INFO, after.id)
+            case RunNoted():
+                self.messages.add(event.note, logging.INFO, after.id)
+            case RunStopped():
+                self.messages.add(f"stopped: {event.reason}", logging.INFO, after.id)
+            case RunFailed():
+                text = f"failed at step {after.step}: {event.error}"
+                self.messages.add(text, logging.ERROR, after.id)
+                for note in event.notes:
+                    self.messages.add(note, logging.WARNING, after.id)
+            case _:
+                pass
+
+    def _take_metrics(self, row: Row, event: MetricsLogged) -> None:
+        values = event.values
+        if event.source is MetricSource.DEVICE:
+            row.device.update(values)
+            self.device = values
+            return
+        if event.source is MetricSource.LOG and "num_tokens" in values:
+            # The step's own event follows with the time that it took.
+            row.tokens = (event.step, values["num_tokens"])
+        row.metrics.update({name: value for name, value in values.items() if _is_compared(name)})
+
+    def count(self, status: RunStatus) -> int:
+        """Runs in a status."""
+        return sum(row.run.status is status for row in self.rows.values())
+
+    def remaining_s(self) -> float | None:
+        """Seconds until all runs have ended, if they go on as before; None if nobody can say.
+
+        Runs that have shown no pace yet are taken for average ones.
+        """
+        runs = [row.run for row in self.rows.values()]
+        paces = {run.id: run.remaining_s for run in runs if not run.ended}
+        totals = [run.active_s + (run.remaining_s or 0.0) for run in runs if run.step > 0]
+        if not totals:
+            return None
+        mean_s = sum(totals) / len(totals)
+        work_s = sum(mean_s if pace is None else pace for pace in paces.values())
+        return work_s / max(1, self.count(RunStatus.RUNNING))
+
+    def standing(self) -> "Standing":
+        """How the runs compare now."""
+        metric = self._ranked_by()
+        sign = -1 if highest_first(metric) else 1
+
+        def key(row: Row) -> tuple[bool, bool, float, RunId]:
+            value = row.value(metric)
+            unknown = math.isnan(value)
+            failed = row.run.status is RunStatus.FAILED
+            return failed, unknown, 0.0 if unknown else sign * value, row.run.id
+
+        names = dict.fromkeys(name for row in self.rows.values() for name in row.metrics)
+        return Standing(
+            metric=metric,
+            rows=sorted(self.rows.values(), key=key),
+            names=sorted(details_last(names), key=lambda name: name != metric),
+        )
+
+    def _ranked_by(self) -> str:
+        """The metric that ranks the runs: the first of several that most of them have."""
+        losses = (name for row in self.rows.values() for name in row.metrics if _is_loss(name))
+        measured = [
+            row.metrics
+            for row in self.rows.values()
+            if row.run.status is not RunStatus.FAILED and (row.run.step or row.metrics)
+        ]
+        for name in dict.fromkeys(("eval_reward", "reward", "eval_loss", *losses)):
+            if sum(name in metrics for metrics in measured) * 2 > len(measured):
+                return name
+        return "loss"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """How runs compare."""
+
+    metric: str
+    """What they are ranked by."""
+    rows: Sequence[Row]
+    """All of them, the best first, those without a value and failed ones last."""
+    names: Sequence[str]
+    """All that they are compared by but the loss: the metric first, details last."""
+
+    @property
+    def best(self) -> Row | None:
+        """The best run, if any has a value."""
+        first = next(iter(self.rows), None)
+        return None if first is None or math.isnan(first.value(self.metric)) else first
+
+
+def details_last(metrics: Iterable[str]) -> list[str]:
+    """The names in their order, but those that few people look at behind the others."""
+    return sorted(metrics, key=lambda name: _DETAIL.search(name) is not None)
+
+
+def highest_first(metric: str) -> bool:
+    """Whether more of it is better, of the metrics that a board ranks by."""
+    return metric.endswith("reward")
+
+
+def knobs(runs: Sequence[Run]) -> dict[str, dict[RunId, object]]:
+    """What tells the runs apart: by name, the value in each configuration that sets it."""
+    leaves = {run.id: dict(_leaves(run.config)) for run in runs}
+    paths = dict.fromkeys(path for values in leaves.values() for path in values)
+    varying = [
+        path for path in paths if len({str(values.get(path)) for values in leaves.values()}) > 1
+    ]
+    names = [path[-1] for path in varying]
+    return {
+        name if names.count(name) == 1 else ".".join(path[-2:]): {
+            run_id: values[path] for run_id, values in leaves.items() if path in values
+        }
+        for name, path in zip(names, varying, strict=True)
+    }
+
+
+def _leaves(
+    config: Mapping[str, object], above: tuple[str, ...] = ()
+) -> Iterable[tuple[tuple[str, ...], object]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*above, name))
+        elif value is not None:
+            yield (*above, name), value
+
+
+def _is_compared(name: str) -> bool:
+    return name == "reward" or (name.startswith("eval_") and not _UNCOMPARED.search(name))
+
+
+def _is_loss(name: str) -> bool:
+    return name.startswith("eval_") and name.endswith("_loss")
