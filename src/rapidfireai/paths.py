@@ -10,7 +10,7 @@ from pathlib import Path
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import ConfigError, ExperimentPathError
 
-_NAME = re.compile(r"[\w][\w .+-]*")
+_NAME = re.compile(r"\w[\w .+-]{0,99}")
 
 
 def experiments_root(given: str | os.PathLike[str] | None = None) -> Path:
@@ -44,16 +44,19 @@ class ExperimentFolder:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(
                 f"experiment_name={name!r} cannot be used: it names a folder, so it has to begin "
-                "with a letter or digit and contain only letters, digits, spaces and . _ + -"
+                "with a letter or digit and contain only letters, digits, spaces and . _ + -, at "
+                "most 100 of them"
             )
         try:
             root.mkdir(parents=True, exist_ok=True)
             for candidate in _candidates(name):
-                path = root / candidate
-                path.mkdir(exist_ok=True)
-                folder = cls(path)
+                folder = cls(root / candidate)
+                if folder.path.exists() and not folder.path.is_dir():
+                    continue
+                folder.path.mkdir(exist_ok=True)
                 # One without a store belongs to an attempt that was refused before it trained.
                 if not folder.store.exists():
+                    folder.log.touch()  # whether it can be written shows here, not in training
                     return folder
         except OSError as error:
             raise ExperimentPathError(

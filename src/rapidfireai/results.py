@@ -61,12 +61,13 @@ def runs_frame(runs: Sequence[Run], rows: Sequence[MetricRow]) -> "pd.DataFrame"
             "config": run.config,
             "notes": "; ".join(run.notes),
             "error": run.error,
+            "traceback": run.traceback,
             "path": run.path,
         }
         for run in runs
     ]
     frame = pd.DataFrame(records)
-    last = ["config", "notes", "error", "path"]
+    last = ["config", "notes", "error", "traceback", "path"]
     return frame[[column for column in frame if column not in last] + last]
 
 
@@ -78,10 +79,8 @@ def best_run(frame: "pd.DataFrame", metric: str, mode: str | None) -> "pd.Series
     """
     if mode not in (None, "min", "max"):
         raise ConfigError(f"mode={mode!r} is not known; it is 'min', 'max' or None (by the name)")
-    if metric not in frame or frame[metric].isna().all():
-        measured = [
-            str(name) for name in frame.select_dtypes("number") if not frame[name].isna().all()
-        ]
+    measured = [str(name) for name in frame.select_dtypes("number") if frame[name].notna().any()]
+    if metric not in measured:
         raise ConfigError(f"no run has the metric {metric!r}; {did_you_mean(metric, measured)}")
     if mode is None:
         mode = "max" if any(word in metric for word in _MAXIMISED) else "min"

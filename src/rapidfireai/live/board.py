@@ -28,7 +28,7 @@ from rapidfireai.core.run import Run, RunStatus
 
 _MAX_MESSAGES: Final = 200
 _UNCOMPARED: Final = re.compile(r"_(runtime|per_second|preparation_time|num_tokens)$")
-_DETAIL: Final = re.compile(r"entropy|mean_token_accuracy|logits|logps")
+_DETAIL: Final = re.compile(r"entropy|logits|logps")
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ Knows neither terminals nor notebooks.
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -28,6 +29,8 @@ _STYLES: Final = {
     RunStatus.STOPPED: "yellow",
     RunStatus.FAILED: "red",
 }
+_ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
 _LEVEL_STYLES: Final = {
     logging.WARNING: "yellow",
     logging.ERROR: "red",
@@ -120,7 +123,7 @@ class Layout:
         yield _column(
             "to go",
             [
-                "" if run.ended or run.remaining_s is None else format_s(run.remaining_s)
+                "" if run.ended or run.remaining_s is None else format_s(math.ceil(run.remaining_s))
                 for run in runs
             ],
             importance=6,
@@ -226,7 +229,7 @@ def _message_lines(message: Message) -> list[Line]:
 
 def _printable(text: str) -> str:
     """Without what would move the cursor, such as the colours of an error message."""
-    return "".join(char if char.isprintable() else " " for char in text)
+    return "".join(char if char.isprintable() else " " for char in _ANSI.sub("", text))
 
 
 def _label(run_ids: Sequence[RunId]) -> str:

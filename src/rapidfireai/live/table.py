@@ -37,7 +37,7 @@ class Column:
     @property
     def width(self) -> int:
         """Cells that its widest entry takes."""
-        return max(cell_len(self.title), *(_len(cell) for cell in self.cells))
+        return max(_num_cells(self.title), *(_len(cell) for cell in self.cells))
 
     @property
     def is_empty(self) -> bool:
@@ -57,16 +57,16 @@ def crop(line: Line, width: int) -> Line:
     spans: list[Span] = []
     room = width - 1
     for span in line:
-        if cell_len(span.text) > room:
+        if _num_cells(span.text) > room:
             return (*spans, Span(set_cell_size(span.text, room) + "…", span.style))
-        room -= cell_len(span.text)
+        room -= _num_cells(span.text)
         spans.append(span)
     raise AssertionError("a line that is too long has a span that does not fit")
 
 
 def shorten(text: str, width: int) -> str:
     """The text's first cells, marked where something is missing."""
-    return text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
+    return text if _num_cells(text) <= width else set_cell_size(text, width - 1) + "…"
 
 
 def table(columns: Iterable[Column], width: int) -> list[Line]:
@@ -107,4 +107,8 @@ def _padded(cell: Line, width: int, left: bool) -> Line:
 
 
 def _len(line: Line) -> int:
-    return sum(cell_len(span.text) for span in line)
+    return sum(_num_cells(span.text) for span in line)
+
+
+def _num_cells(text: str) -> int:
+    return len(text) if text.isascii() else cell_len(text)

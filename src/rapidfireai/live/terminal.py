@@ -4,6 +4,8 @@ import logging
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import groupby
+from operator import attrgetter
 
 from rich.console import Console
 from rich.live import Live
@@ -64,15 +66,15 @@ class TerminalScreen:
 
         Rich keeps them: what others print meanwhile redraws them, but does not lay them out again.
         """
+        encodable = self._to_ascii if self._console.options.ascii_only else str
         segments = []
         for line in lines:
-            for span in line:
-                segments.append(Segment(self._encodable(span.text), Style.parse(span.style)))
+            for style, spans in groupby(line, key=attrgetter("style")):
+                text = encodable("".join(span.text for span in spans))
+                segments.append(Segment(text, Style.parse(style) if style else None))
             segments.append(Segment.line())
         return Segments(segments)
 
-    def _encodable(self, text: str) -> str:
-        if not self._console.options.ascii_only:
-            return text
+    def _to_ascii(self, text: str) -> str:
         encoding = self._console.encoding
         return text.translate(_ASCII).encode(encoding, "replace").decode(encoding)

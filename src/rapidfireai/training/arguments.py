@@ -1,6 +1,5 @@
 """From the arguments that a user set to the trainer's config object, for one run on one device."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +46,11 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "deepspeed": (_is_on, "a run trains on one device here; leave it out"),
     "fsdp": (_is_on, "a run trains on one device here; leave it out"),
+    "use_liger_kernel": (
+        _is_on,
+        "it replaces functions of the model's module for the whole process, other runs' included; "
+        'leave it out, or load the model with model_kwargs={"use_kernels": True}',
+    ),
     "report_to": (
         _logs_process_wide,
         "its callback logs to one current run of the whole process, so that the metrics of several "
@@ -97,11 +101,16 @@ def resolve(
         value = config.training_args.get(name)
         if refuses(value):
             raise ConfigError(f"{name}={value!r} cannot be used here: {reason}.")
+    if config.training_args.get("use_cpu") and device.type != "cpu":
+        raise ConfigError(
+            f"use_cpu=True cannot be used here: the runs share weights on {device}. To train on "
+            "the CPU, start Python with the environment variable CUDA_VISIBLE_DEVICES set to "
+            "nothing."
+        )
     given, notes = _adapted(config, device, output_dir, default_seed)
     config_class = spec.load_config()
-    fields = {field.name for field in dataclasses.fields(config_class)}
     try:
-        args = config_class(**{name: value for name, value in given.items() if name in fields})
+        args = config_class(**given)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise ConfigError(
             f"{config_class.__name__} refuses the arguments {as_json(config.training_args)}: "
@@ -151,7 +160,7 @@ def _peft_config(spec: PeftSpec) -> Any:
         ) from error
 
 
-_REWRITING_INITS = ("pissa", "olora", "corda", "loftq")
+_REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def _private_base(config: RunConfig, args: Any) -> str | None:

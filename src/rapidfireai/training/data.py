@@ -4,10 +4,12 @@ Columns that TRL reads already pass as they are. Well-known others are mapped, a
 Everything else is an error that names the columns found and those expected.
 """
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from datasets import Dataset, IterableDataset, load_from_disk
 
@@ -31,9 +33,17 @@ class Schema:
     context: str | None = None
     """Column, possibly empty or absent, that is appended to the request."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it needs."""
+        return tuple(dict.fromkeys((self.request, *self.replies.values())))
+
     def fits(self, row: Row) -> bool:
         """Whether the row has the columns, as plain strings."""
-        return all(isinstance(row.get(c), str) for c in (self.request, *self.replies.values()))
+        context = row.get(self.context) if self.context else None
+        return isinstance(context, str | None) and all(
+            isinstance(row.get(column), str) for column in self.columns
+        )
 
     def convert(self, row: Row, chat: bool) -> dict[str, Any]:
         """The row in TRL's columns, as a conversation if `chat`."""
@@ -74,8 +84,16 @@ class Format:
     def expected(self) -> str:
         """The accepted sets of columns, for error messages."""
         sets = [sorted(columns) for columns in (*self.native, *self.implicit)]
-        sets += [[s.request, *s.replies.values()] for s in self.known]
-        return ", ".join(" + ".join(dict.fromkeys(columns)) for columns in sets)
+        sets += [list(schema.columns) for schema in self.known]
+        return ", ".join(dict.fromkeys(" + ".join(columns) for columns in sets))
+
+    def reads(self, columns: Collection[str], text_field: str | None) -> bool:
+        """Whether TRL reads these columns as they are, and they are no known schema's."""
+        return text_field in columns or any(needed <= set(columns) for needed in self.native)
+
+    def reads_implicitly(self, columns: Collection[str]) -> bool:
+        """Whether TRL makes do with these columns."""
+        return any(needed <= set(columns) for needed in self.implicit)
 
 
 def _sets(*names: str) -> tuple[frozenset[str], ...]:
@@ -142,14 +160,15 @@ def check_dataset(dataset: AnyDataset, name: str) -> None:
 class Formatter:
     """Brings datasets into the columns that trainers read, each distinct combination once.
 
-    Formatted datasets are written below `folder`: `Dataset.map` caches by file, so that trainers
-    which tokenise the same rows in the same way do it once.
+    What is formatted or was in memory is written below `folder`: `Dataset.map` caches by file, so
+    that trainers which tokenise the same rows in the same way do it once.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._done: dict[tuple[Any, ...], tuple[AnyDataset, tuple[str, ...]]] = {}
         self._kept: list[object] = []
+        self._on_disk: dict[int, AnyDataset] = {}
 
     def format(
         self, dataset: AnyDataset, name: str, config: RunConfig, *, chat: bool
@@ -166,89 +185,194 @@ class Formatter:
         custom = config.trainer_type == CUSTOM
         kind = None if custom else trainer_spec(config.trainer_type).data_kind
         # Identity is a sound key here: `_kept` keeps the objects, hence their ids, alive.
-        key = (id(dataset), id(config.formatting_func), kind, config.trainer_type, chat)
+        text_field = config.training_args.get("dataset_text_field")
+        templated = chat or config.training_args.get("chat_template_path") is not None
+        key = (id(dataset), id(config.formatting_func), kind, chat, templated, text_field)
         if key not in self._done:
             self._kept += [dataset, config.formatting_func]
-            formatted, notes = self._format(dataset, name, config, kind, chat)
-            self._done[key] = (self._on_disk(formatted), notes)
+            request = _Request(name=name, config=config, kind=kind, chat=chat)
+            if config.formatting_func is not None:
+                formatted, row = self._apply(config.formatting_func, dataset, request)
+                notes: tuple[str, ...] = ()
+            else:
+                formatted, row, notes = self._recognise(dataset, request)
+            if not templated and _is_conversation(row):
+                raise DatasetError(
+                    f"{name} holds chat messages, but the tokenizer has no chat template. Set "
+                    "tokenizer.chat_template in create_model, or give plain text."
+                )
+            self._done[key] = (self._file_backed(formatted), notes)
         return self._done[key]
 
-    def _format(
-        self, dataset: AnyDataset, name: str, config: RunConfig, kind: DataKind | None, chat: bool
-    ) -> tuple[AnyDataset, tuple[str, ...]]:
-        notes: tuple[str, ...] = ()
-        if config.formatting_func is not None:
-            dataset = _apply(config.formatting_func, dataset, name, kind)
-        if kind is None:
-            return dataset, notes
-        fmt = FORMATS[kind]
+    def _apply(
+        self, function: Callable[[Row], Any], dataset: AnyDataset, request: "_Request"
+    ) -> tuple[AnyDataset, Row]:
+        """The dataset as the function makes it, and its first row."""
         row = next(iter(dataset))
-        columns = set(row)
-        text_field = config.training_args.get("dataset_text_field")
-        if any(needed <= columns for needed in fmt.native) or text_field in columns:
-            return dataset, notes
-        if config.formatting_func is None:
-            schema = next((schema for schema in fmt.known if schema.fits(row)), None)
-            if schema is not None and (kind is not DataKind.UNPAIRED_PREFERENCE or "label" in row):
-                notes = (f"{name}: {schema.describe(chat)}",)
-                return _convert(dataset, schema, chat, fmt), notes
-        if any(needed <= columns for needed in fmt.implicit):
-            return dataset, notes
-        raise _column_error(name, config, sorted(columns), fmt)
+        checked = _Checked(function, request)
+        made = checked(row)
+        # Columns that the function did not return would be misread where TRL knows their names
+        # too; those that reward functions may want are kept.
+        keep = request.kind in (None, DataKind.PROMPT)
+        result = {**row, **made} if keep else made
+        if request.kind is not None:
+            fmt = FORMATS[request.kind]
+            if not (fmt.reads(result, request.text_field) or fmt.reads_implicitly(result)):
+                raise _column_error(request, result, fmt)
+        drop = [column for column in row if column not in result]
+        try:
+            return self._map(dataset, checked, drop), result
+        except DatasetError:
+            raise
+        except (ValueError, TypeError) as error:  # what PyArrow raises
+            raise DatasetError(
+                f"formatting_func {checked.name} returned values for {request.name} that do not go "
+                f"into one table: {error}. A column needs the same type in every row."
+            ) from error
 
-    def _on_disk(self, dataset: AnyDataset) -> AnyDataset:
+    def _recognise(
+        self, dataset: AnyDataset, request: "_Request"
+    ) -> tuple[AnyDataset, Row, tuple[str, ...]]:
+        """The dataset in TRL's columns, its first row, and how columns were mapped."""
+        row = next(iter(dataset))
+        if request.kind is None:
+            return dataset, row, ()
+        fmt = FORMATS[request.kind]
+        if fmt.reads(row, request.text_field):
+            return dataset, row, ()
+        schema = next((schema for schema in fmt.known if schema.fits(row)), None)
+        if schema is not None and (
+            request.kind is not DataKind.UNPAIRED_PREFERENCE or "label" in row
+        ):
+            used = {schema.request, schema.context, *schema.replies.values()}
+            keep = set(row) - used if fmt.keeps_columns else {"label"}
+            drop = [column for column in row if column not in keep]
+            converter = _Converter(schema, request)
+            note = f"{request.name}: {schema.describe(request.chat)}"
+            return self._map(dataset, converter, drop), converter(row), (note,)
+        if fmt.reads_implicitly(row):
+            return dataset, row, ()
+        raise _column_error(request, row, fmt)
+
+    def _map(
+        self, dataset: AnyDataset, function: Callable[[Row], dict[str, Any]], drop: list[str]
+    ) -> AnyDataset:
+        if not isinstance(dataset, Dataset):
+            return dataset.map(function, remove_columns=drop)
+        return dataset.map(
+            function,
+            remove_columns=drop,
+            # Never an earlier result: its key would not change with an imported function's source.
+            load_from_cache_file=False,
+            new_fingerprint=uuid4().hex,
+            cache_file_name=str(self._new_folder() / "formatted.arrow"),
+        )
+
+    def _file_backed(self, dataset: AnyDataset) -> AnyDataset:
         if not isinstance(dataset, Dataset) or dataset.cache_files:
             return dataset
-        folder = self._folder / str(len(self._done))
-        dataset.save_to_disk(folder)
-        return load_from_disk(folder)
+        if id(dataset) not in self._on_disk:
+            folder = self._new_folder()
+            dataset.save_to_disk(folder)
+            self._on_disk[id(dataset)] = load_from_disk(folder)
+        return self._on_disk[id(dataset)]
+
+    def _new_folder(self) -> Path:
+        # Not one of an earlier attempt, whose files may still be mapped into memory.
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="", dir=self._folder))
 
 
-def _apply(
-    function: Callable[[Row], Any], dataset: AnyDataset, name: str, kind: DataKind | None
-) -> AnyDataset:
-    what = as_json(function)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Request:
+    """What a dataset is to be formatted for."""
 
-    def checked(row: Row) -> dict[str, Any]:
+    name: str
+    config: RunConfig
+    kind: DataKind | None
+    chat: bool
+
+    @property
+    def text_field(self) -> str | None:
+        name: str | None = self.config.training_args.get("dataset_text_field")
+        return name
+
+
+class _Checked:
+    """The user's formatting function, with errors that say what it has to do."""
+
+    def __init__(self, function: Callable[[Row], Any], request: _Request) -> None:
+        self.name = as_json(function)
+        self._function = function
+        self._dataset = request.name
+        self._takes_text = request.kind is DataKind.DEMONSTRATION
+        self._columns: set[str] | None = None
+
+    def __call__(self, row: Row) -> dict[str, Any]:
+        made = self._made(dict(row))
+        if self._columns is None:
+            self._columns = set(made)
+        elif set(made) != self._columns:
+            raise DatasetError(
+                f"formatting_func {self.name} returned the columns {sorted(self._columns)} for the "
+                f"first row of {self._dataset}, and {sorted(made)} for another; it has to return "
+                "the same for all."
+            )
+        return made
+
+    def _made(self, row: dict[str, Any]) -> dict[str, Any]:
+        columns = sorted(row)
         try:
-            made = function(row)
+            made = self._function(row)
         except Exception as error:
             raise DatasetError(
-                f"formatting_func {what} raised {type(error).__name__}: {error} on a row of {name} "
-                f"with the columns {sorted(row)}. It has to take any row and return a dict of "
-                "columns, or a string for SFT."
+                f"formatting_func {self.name} raised {type(error).__name__}: {error} on a row of "
+                f"{self._dataset} with the columns {columns}. It has to take any row and return a "
+                "dict of columns, or a string for SFT."
             ) from error
-        if isinstance(made, str) and kind is DataKind.DEMONSTRATION:
+        if isinstance(made, str) and self._takes_text:
             return {"text": made}
         if isinstance(made, Mapping):
             return dict(made)
-        allowed = "a dict of columns"
-        if kind is DataKind.DEMONSTRATION:
-            allowed += " or a string"
+        allowed = "a dict of columns or a string" if self._takes_text else "a dict of columns"
         raise DatasetError(
-            f"formatting_func {what} returned a {type(made).__name__} for a row of {name}; it has "
-            f"to return {allowed}."
+            f"formatting_func {self.name} returned a {type(made).__name__} for a row of "
+            f"{self._dataset}; it has to return {allowed}."
         )
 
-    row = next(iter(dataset))
-    made = checked(row)
-    # Columns that the function did not return would be misread where TRL knows their names too;
-    # those that reward functions may want are kept.
-    keep = kind in (None, DataKind.PROMPT)
-    drop = [] if keep else [column for column in row if column not in made]
-    return dataset.map(checked, remove_columns=drop)
+
+class _Converter:
+    """A known schema as a function of a row."""
+
+    def __init__(self, schema: Schema, request: _Request) -> None:
+        self._schema = schema
+        self._dataset = request.name
+        self._chat = request.chat
+
+    def __call__(self, row: Row) -> dict[str, Any]:
+        if not self._schema.fits(row):
+            empty = [c for c in self._schema.columns if not isinstance(row.get(c), str)]
+            raise DatasetError(
+                f"{self._dataset} has a row without text in {', '.join(empty)}. Filter such rows "
+                "out, or give RFModelConfig(formatting_func=...) a function that can handle them."
+            )
+        return self._schema.convert(row, self._chat)
 
 
-def _convert(dataset: AnyDataset, schema: Schema, chat: bool, fmt: Format) -> AnyDataset:
-    used = {schema.request, schema.context, *schema.replies.values()}
-    row = next(iter(dataset))
-    keep = set(row) - used if fmt.keeps_columns else {"label"}
-    drop = [column for column in row if column not in keep]
-    return dataset.map(lambda row: schema.convert(row, chat), remove_columns=drop)
+def _is_conversation(row: Row) -> bool:
+    """Whether one of the columns holds messages."""
+    return any(
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], Mapping)
+        and ("role" in value[0] or "from" in value[0])
+        for value in row.values()
+    )
 
 
-def _column_error(name: str, config: RunConfig, columns: list[str], fmt: Format) -> DatasetError:
-    found = ", ".join(columns)
+def _column_error(request: _Request, columns: Collection[str], fmt: Format) -> DatasetError:
+    name, config = request.name, request.config
+    found = ", ".join(sorted(columns)) or "none"
     if config.formatting_func is not None:
         source = f"formatting_func {as_json(config.formatting_func)} leaves {name} with the columns"
         advice = "Let it return one of these sets of columns."

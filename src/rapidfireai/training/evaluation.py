@@ -68,13 +68,15 @@ def _undisturbed(trainer: Any) -> Iterator[None]:
     rng = RngState.capture()
     handler = trainer.callback_handler
     callbacks, eval_dataloader = handler.callbacks, handler.eval_dataloader
-    control = copy.copy(trainer.control)
+    control = dict(vars(trainer.control))
     state = {**vars(trainer.state), "log_history": list(trainer.state.log_history)}
     training = {module: module.training for module in trainer.model.modules()}
     collected = {
         name: copy.deepcopy(getattr(trainer, name)) for name in _COLLECTED if hasattr(trainer, name)
     }
     handler.callbacks = []
+    # Else `bf16_full_eval` would cast the weights, as it does for an evaluation after training.
+    in_train, trainer.is_in_train = trainer.is_in_train, True
     try:
         yield
     finally:
@@ -83,6 +85,7 @@ def _undisturbed(trainer: Any) -> Iterator[None]:
         for module, mode in training.items():
             module.training = mode
         vars(trainer.state).update(state)
-        trainer.control = control
+        vars(trainer.control).update(control)
+        trainer.is_in_train = in_train
         handler.callbacks, handler.eval_dataloader = callbacks, eval_dataloader
         rng.restore()

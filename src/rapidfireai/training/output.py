@@ -1,9 +1,11 @@
 """What an ended run leaves behind: a folder that plain `from_pretrained` loads."""
 
 import json
+import math
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,32 @@ CONFIG_FILE = "run_config.json"
 def save_run(trainer: Any, folder: Path, config: dict[str, Json]) -> None:
     """Write model or adapter, tokenizer, trainer state and configuration.
 
-    The folder appears as a whole or not at all; one that is there already is replaced.
+    The folder appears as a whole or not at all. One that is there already is replaced, and kept
+    until then.
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    replaced = folder.with_name(folder.name + ".replaced")
+    for left_over in (unfinished, replaced):
+        shutil.rmtree(left_over, ignore_errors=True)
     with warnings.catch_warnings():
         # PEFT cannot look up the base's configuration on the hub when offline, and says so.
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
         trainer.save_model(str(unfinished))
     trainer.state.save_to_json(str(unfinished / "trainer_state.json"))
-    (unfinished / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
+    text = json.dumps(_strict(config), indent=2, allow_nan=False)
+    (unfinished / CONFIG_FILE).write_text(text + "\n")
+    if folder.exists():
+        os.replace(folder, replaced)
     os.replace(unfinished, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _strict(value: Json) -> Json:
+    """The value without NaN and infinities, which JSON does not have: they become strings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_strict(item) for item in value]
+    return value
