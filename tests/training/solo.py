@@ -7,8 +7,8 @@ imports and nothing else, so that each starts as clean as a fresh interpreter.
 import hashlib
 import multiprocessing
 import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,18 @@ from typing import Any
 import torch
 import trl
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import (
+    DataCollatorForLanguageModeling,
+    EarlyStoppingCallback,
+    LlamaForSequenceClassification,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from rapidfireai.testing.tiny import tiny_model, tiny_tokenizer
 
@@ -32,9 +41,17 @@ class Case:
     """One configuration, as plain data."""
 
     trainer: str
+    """Of TRL, such as "SFT"; or one of `OWN_TRAINERS`."""
     args: Mapping[str, Any]
     lora: Mapping[str, Any] | None
     trainer_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    made_kwargs: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    """Further ones that are made where they are used, since they cannot travel."""
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """All that goes to the trainer's constructor besides what every trainer is given."""
+        return {**self.trainer_kwargs, **{name: make() for name, make in self.made_kwargs.items()}}
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,101 @@ def word_variety(completions: list[str], **_: Any) -> list[float]:
 def early_stopping() -> list[Any]:
     """Stops as soon as one evaluation is not better than the best before."""
     return [EarlyStoppingCallback(early_stopping_patience=1)]
+
+
+def teacher() -> Any:
+    """A model to learn from."""
+    return tiny_model(seed=99)
+
+
+def create_model(trainer: str) -> Any:
+    """The model that a trainer trains; a reward model's head is random."""
+    if trainer == "Reward":
+        config = tiny_model().config
+        config.num_labels = 1
+        return LlamaForSequenceClassification(config)
+    return tiny_model()
+
+
+class NoisyTrainer(Trainer):
+    """A user's own: it draws random numbers for its loss and its data, and keeps a count."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_losses = 0
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.num_losses += 1
+        outputs = model(**inputs)
+        return outputs.loss * (1 + 0.1 * torch.rand(()))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return torch.utils.data.RandomSampler(train_dataset or self.train_dataset)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log({**logs, "num_losses": self.num_losses}, *args, **kwargs)
+
+
+class LoopTrainer(Trainer):
+    """A user's own, with a loop that only tells the callbacks of its steps."""
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        self.create_optimizer_and_scheduler(self.args.max_steps)
+        self.state.max_steps = self.args.max_steps
+        self.model.train()
+        for _, batch in zip(range(self.args.max_steps), self.get_train_dataloader(), strict=False):
+            loss = self.training_step(self.model, batch)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.state.global_step += 1
+            self.log({"loss": float(loss)})
+            self.callback_handler.on_step_end(self.args, self.state, self.control)
+
+
+OWN_TRAINERS: Mapping[str, type[Trainer]] = {"Noisy": NoisyTrainer, "Loop": LoopTrainer}
+
+
+def own_trainer(
+    config: Mapping[str, Any],
+    *,
+    model: Any,
+    tokenizer: Any,
+    train: Dataset,
+    evaluation: Dataset | None,
+    output_dir: str,
+) -> Trainer:
+    """One of `OWN_TRAINERS` over rows that it tokenises itself."""
+
+    def tokenised(rows: Dataset) -> Dataset:
+        return rows.map(
+            lambda row: tokenizer(row["prompt"] + row["completion"]),
+            remove_columns=rows.column_names,
+        )
+
+    if config["lora"] is not None:
+        model = get_peft_model(model, LoraConfig(**config["lora"]))
+    return OWN_TRAINERS[config["trainer"]](
+        model=model,
+        args=TrainingArguments(
+            output_dir=output_dir,
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            save_strategy="no",
+            report_to="none",
+            **config["args"],
+        ),
+        train_dataset=tokenised(train),
+        eval_dataset=None if evaluation is None else tokenised(evaluation),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        processing_class=tokenizer,
+    )
+
+
+def own_config(case: Case) -> dict[str, Any]:
+    """The case as a dictionary that `own_trainer` understands."""
+    return {"trainer": case.trainer, "args": dict(case.args), "lora": case.lora,
+            "seed": case.args["seed"]}  # fmt: skip
 
 
 def exact_rows(history: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -89,34 +201,55 @@ class _Rows(TrainerCallback):
         self.history.append({**logs, "step": state.global_step})
 
 
+def _trl_trainer(case: Case, train: Dataset, evaluation: Dataset | None, folder: str) -> Trainer:
+    given = {"seed": 42, "save_strategy": "no", "report_to": "none", **case.args}
+    if not given.get("bf16") and not given.get("fp16"):
+        given["bf16"] = False
+    config = getattr(trl, f"{case.trainer}Config")(
+        output_dir=folder, use_cpu=True, disable_tqdm=True, **given
+    )
+    set_seed(config.seed)
+    kwargs = case.kwargs
+    if case.lora is not None:
+        kwargs["peft_config"] = LoraConfig(**case.lora)
+    elif case.trainer in ("DPO", "KTO"):
+        kwargs["ref_model"] = tiny_model()
+    trainer: Trainer = getattr(trl, f"{case.trainer}Trainer")(
+        model=create_model(case.trainer),
+        args=config,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tiny_tokenizer(),
+        **kwargs,
+    )
+    return trainer
+
+
+def _trainer(case: Case, train: Dataset, evaluation: Dataset | None, folder: str) -> Trainer:
+    if case.trainer not in OWN_TRAINERS:
+        return _trl_trainer(case, train, evaluation, folder)
+    set_seed(case.args["seed"])
+    return own_trainer(
+        own_config(case),
+        model=create_model(case.trainer),
+        tokenizer=tiny_tokenizer(),
+        train=train,
+        evaluation=evaluation,
+        output_dir=folder,
+    )
+
+
 def train_alone(
     case: Case, train: list[dict[str, Any]], eval_rows: list[dict[str, Any]]
 ) -> Outcome:
     """Train the case with plain TRL."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        given = {"seed": 42, "save_strategy": "no", "report_to": "none", **case.args}
-        if not given.get("bf16") and not given.get("fp16"):
-            given["bf16"] = False
-        config = getattr(trl, f"{case.trainer}Config")(
-            output_dir=folder, use_cpu=True, disable_tqdm=True, **given
-        )
-        set_seed(config.seed)
+        evaluation = Dataset.from_list(eval_rows) if eval_rows else None
+        trainer = _trainer(case, Dataset.from_list(train), evaluation, folder)
         rows = _Rows()
-        kwargs: dict[str, Any] = dict(case.trainer_kwargs)
-        kwargs["callbacks"] = [*kwargs.get("callbacks", []), rows]
-        if case.lora is not None:
-            kwargs["peft_config"] = LoraConfig(**case.lora)
-        elif case.trainer == "DPO":
-            kwargs["ref_model"] = tiny_model()
-        trainer = getattr(trl, f"{case.trainer}Trainer")(
-            model=tiny_model(),
-            args=config,
-            train_dataset=Dataset.from_list(train),
-            eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
-            processing_class=tiny_tokenizer(),
-            **kwargs,
-        )
+        trainer.add_callback(rows)
+        trainer.remove_callback(PrinterCallback)  # it takes values out of the rows that it prints
         losses: dict[int, float] = {}
         step = trainer.training_step
 
@@ -136,8 +269,26 @@ def train_alone(
         )
 
 
-def solo_pool() -> ProcessPoolExecutor:
-    """Processes for `train_alone`, a fresh one for each case."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1)
+class SoloRuns:
+    """Outcomes of `train_alone`, each distinct one trained once, in a fresh process."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._pool = ProcessPoolExecutor(
+            max_workers=1, mp_context=context, max_tasks_per_child=1
+        )
+        self._futures: dict[str, Future[Outcome]] = {}
+
+    def start(
+        self, case: Case, train: list[dict[str, Any]], eval_rows: list[dict[str, Any]]
+    ) -> Future[Outcome]:
+        """Train the case in the background, unless that has been done."""
+        key = repr((case, train, eval_rows))
+        if key not in self._futures:
+            self._futures[key] = self._pool.submit(train_alone, case, train, eval_rows)
+        return self._futures[key]
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown(cancel_futures=True)

@@ -1,214 +1,116 @@
 """The promise: interleaved with others, a run gives the very numbers that it gives alone."""
 
-import random
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
+from transformers import Trainer, TrainerCallback
 
 from rapidfireai import Experiment
 from rapidfireai.automl import (
+    List,
+    RFDistillationConfig,
     RFDPOConfig,
     RFGRPOConfig,
+    RFKTOConfig,
     RFLoraConfig,
     RFModelConfig,
+    RFRewardConfig,
+    RFRLOOConfig,
     RFSFTConfig,
 )
 from rapidfireai.core.events import MetricSource
 from rapidfireai.store import SqliteStore
-from rapidfireai.testing.tiny import sentence, tiny_model, tiny_tokenizer
+from rapidfireai.testing.tiny import tiny_model, tiny_tokenizer
+from rapidfireai.training.context import TrainerContext
+from tests.training.scenarios import SCENARIOS, Scenario, case
 from tests.training.solo import (
+    OWN_TRAINERS,
     Case,
     Outcome,
-    early_stopping,
+    Row,
+    SoloRuns,
+    create_model,
     exact_rows,
-    solo_pool,
-    train_alone,
+    own_config,
+    own_trainer,
     weights_hash,
-    word_variety,
 )
 
-TEMPLATES: dict[str, type[Any]] = {"SFT": RFSFTConfig, "DPO": RFDPOConfig, "GRPO": RFGRPOConfig}
+TEMPLATES: dict[str, type[Any]] = {
+    "SFT": RFSFTConfig,
+    "DPO": RFDPOConfig,
+    "GRPO": RFGRPOConfig,
+    "RLOO": RFRLOOConfig,
+    "KTO": RFKTOConfig,
+    "Reward": RFRewardConfig,
+    "Distillation": RFDistillationConfig,
+}
 
 
-def rows(num_rows: int, seed: int) -> list[dict[str, Any]]:
-    """Rows that SFT, DPO and GRPO can all train on."""
-    rng = random.Random(seed)
-    return [
-        {
-            "prompt": sentence(rng, 5),
-            "completion": " " + sentence(rng, rng.randint(4, 9)),
-            "chosen": " " + sentence(rng, rng.randint(4, 9)),
-            "rejected": " " + sentence(rng, rng.randint(4, 9)),
-        }
-        for _ in range(num_rows)
-    ]
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
 
 
-def lora(r: int, **changes: Any) -> dict[str, Any]:
-    return {
-        "r": r,
-        "lora_alpha": 2 * r,
-        "lora_dropout": 0.1,
-        "target_modules": ["q_proj", "v_proj", "up_proj"],
-        "task_type": "CAUSAL_LM",
-        **changes,
-    }
+@pytest.fixture(scope="session")
+def solo() -> Iterator[SoloRuns]:
+    runs = SoloRuns()
+    yield runs
+    runs.close()
 
 
-def case(trainer: str, *, r: int | None = 4, **args: Any) -> Case:
-    """Small steps with dropout on; GRPO with generations to match."""
-    defaults: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 8,
-        "logging_steps": 1,
-        "learning_rate": 5e-3,
-        "max_length": 64,
-    }
-    kwargs: dict[str, Any] = {}
-    if trainer == "GRPO":
-        defaults.pop("max_length")
-        defaults |= {"num_generations": 4, "max_completion_length": 8}
-        kwargs["reward_funcs"] = word_variety
-    if args.pop("early_stopping", False):
-        kwargs["callbacks"] = early_stopping()
-    return Case(
-        trainer=trainer,
-        args={**defaults, **args},
-        lora=None if r is None else lora(r),
-        trainer_kwargs=kwargs,
+def template(spec: Case) -> Any:
+    """The case as a user of the engine writes it."""
+    if spec.trainer in OWN_TRAINERS:
+        return own_config(spec)
+    return RFModelConfig(
+        model_name="tiny",
+        peft_config=None if spec.lora is None else RFLoraConfig(**spec.lora),
+        training_args=TEMPLATES[spec.trainer](**spec.args),
+        **spec.kwargs,
     )
 
 
-class Crash(Exception):
-    """What the failing neighbour raises."""
-
-
-class CrashingReward:
-    """Fails in the middle of a run."""
-
-    __name__ = "crashing_reward"
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, completions: list[str], **_: Any) -> list[float]:
-        self.calls += 1
-        if self.calls == 3:
-            raise Crash("the reward service is gone")
-        return word_variety(completions)
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Cases that train side by side."""
-
-    cases: tuple[Case, ...]
-    num_chunks: int = 4
-    num_rows: int = 64
-    eval_rows: int = 0
-    failing: int | None = None
-    """Index of the case that is meant to fail."""
-
-
-SCENARIOS = {
-    "sft_dpo_grpo_and_a_full_finetune": Scenario(
-        (
-            case("SFT", r=4, seed=1),
-            case("DPO", r=8, seed=2),
-            case("GRPO", r=4, seed=3, max_steps=5),
-            case("GRPO", r=2, seed=4, max_steps=6, num_iterations=2, beta=0.02,
-                 gradient_accumulation_steps=2),
-            case("SFT", r=None, seed=5, learning_rate=1e-3),
-            case("DPO", r=None, seed=6, learning_rate=1e-4),
-        ),
-        eval_rows=10,
-    ),
-    "bf16_beside_fp32": Scenario(
-        (
-            case("SFT", bf16=True, seed=1),
-            case("SFT", seed=2, gradient_checkpointing=False),
-            case("DPO", bf16=True, seed=3, max_steps=5),
-            case("SFT", fp16=True, seed=4),
-        ),
-        num_chunks=2,
-    ),
-    "gradient_accumulation_1_3_4": Scenario(
-        (
-            case("SFT", seed=1),
-            case("SFT", seed=1, gradient_accumulation_steps=3, per_device_train_batch_size=2),
-            case("SFT", seed=2, gradient_accumulation_steps=4, per_device_train_batch_size=1),
-        ),
-        num_chunks=3,
-    ),
-    "several_epochs_over_ragged_data": Scenario(
-        (
-            case("SFT", seed=7, max_steps=-1, num_train_epochs=2),
-            case("SFT", seed=8, max_steps=-1, num_train_epochs=3, per_device_train_batch_size=8,
-                 lr_scheduler_type="cosine", warmup_steps=2),
-            case("DPO", seed=9, max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=2),
-            case("SFT", seed=7, max_steps=11, max_grad_norm=0.1),
-        ),
-        num_chunks=5,
-        num_rows=27,
-        eval_rows=7,
-    ),
-    "own_evaluation_and_early_stopping": Scenario(
-        (
-            case("SFT", seed=1, eval_strategy="steps", eval_steps=2, save_strategy="steps",
-                 save_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_loss",
-                 learning_rate=1.0, max_steps=12, early_stopping=True),
-            case("SFT", seed=2, eval_strategy="steps", eval_steps=3),
-            case("SFT", seed=3, eval_strategy="epoch", max_steps=-1, num_train_epochs=1,
-                 logging_steps=3),
-            case("GRPO", seed=4, max_steps=4, eval_strategy="steps", eval_steps=2,
-                 per_device_eval_batch_size=4),
-        ),
-        num_rows=32,
-        eval_rows=8,
-    ),
-    "a_crashing_neighbour": Scenario(
-        (
-            case("SFT", seed=1),
-            Case("GRPO", case("GRPO", max_steps=6).args, lora(4),
-                 {"reward_funcs": CrashingReward()}),
-            case("DPO", seed=2),
-        ),
-        failing=1,
-    ),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ProcessPoolExecutor]:
-    with solo_pool() as executor:
-        yield executor
+def create_trainer(config: Mapping[str, Any], context: TrainerContext) -> Trainer:
+    """The user's own trainers from dictionaries, and TRL's from the rest."""
+    if "trainer" not in config:
+        trainer: Trainer = getattr(trl, f"{config['trainer_type']}Trainer")(
+            model=context.model,
+            args=context.training_args,
+            train_dataset=context.train_dataset,
+            eval_dataset=context.eval_dataset,
+            processing_class=context.tokenizer,
+            peft_config=context.peft_config,
+        )
+        return trainer
+    return own_trainer(
+        config,
+        model=context.private_model() if config["lora"] is None else context.model,
+        tokenizer=context.tokenizer,
+        train=context.train_dataset,
+        evaluation=context.eval_dataset,
+        output_dir=context.output_dir,
+    )
 
 
 def train_together(scenario: Scenario, folder: Path) -> Experiment:
-    configs = []
-    for spec in scenario.cases:
-        configs.append(
-            RFModelConfig(
-                model_name="tiny",
-                peft_config=None if spec.lora is None else RFLoraConfig(**spec.lora),
-                training_args=TEMPLATES[spec.trainer](**spec.args),
-                **spec.trainer_kwargs,
-            )
-        )
+    uses_own = any(spec.trainer in OWN_TRAINERS for spec in scenario.cases)
     experiment = Experiment("exact", experiment_path=folder)
     experiment.run_fit(
-        configs,
-        create_model=lambda config: (tiny_model(), tiny_tokenizer()),
-        train_dataset=Dataset.from_list(rows(scenario.num_rows, seed=0)),
-        eval_dataset=Dataset.from_list(rows(scenario.eval_rows, seed=1))
-        if scenario.eval_rows
-        else None,
+        [template(spec) for spec in scenario.cases],
+        create_model=lambda config: (
+            create_model("Reward" if config.get("model_type") == "seq_cls" else ""),
+            tiny_tokenizer(),
+        ),
+        create_trainer=create_trainer if uses_own else None,
+        train_dataset=Dataset.from_list(scenario.train),
+        eval_dataset=Dataset.from_list(scenario.evaluation) if scenario.num_eval_rows else None,
         num_chunks=scenario.num_chunks,
     )
     return experiment
@@ -232,7 +134,7 @@ def outcome(experiment: Experiment, run_id: int) -> Outcome:
     )
 
 
-def merged(history: list[tuple[int, dict[str, str]]]) -> list[tuple[int, dict[str, str]]]:
+def merged(history: list[Row]) -> list[Row]:
     """Rows of one step as one: a step's log, its evaluation and the end's summary."""
     steps: dict[int, dict[str, str]] = {}
     for step, values in history:
@@ -240,28 +142,78 @@ def merged(history: list[tuple[int, dict[str, str]]]) -> list[tuple[int, dict[st
     return sorted(steps.items())
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_interleaved_equals_solo(name: str, tmp_path: Path, pool: ProcessPoolExecutor) -> None:
-    torch.set_num_threads(1)
-    scenario = SCENARIOS[name]
-    alone = {
-        number: pool.submit(
-            train_alone, spec, rows(scenario.num_rows, seed=0), rows(scenario.eval_rows, seed=1)
-        )
-        for number, spec in enumerate(scenario.cases)
-        if number != scenario.failing
-    }
-    experiment = train_together(scenario, tmp_path)
+def assert_equal_to_solo(scenario: Scenario, experiment: Experiment, solo: SoloRuns) -> None:
     info = experiment.get_runs_info()
-    for number in range(len(scenario.cases)):
+    for number, spec in enumerate(scenario.cases):
         run = info.iloc[number]
         if number == scenario.failing:
             assert run["status"] == "failed"
             assert "Crash: the reward service is gone" in run["error"]
             continue
-        assert run["status"] == "completed", run["error"]
-        expected, got = alone[number].result(timeout=300), outcome(experiment, number + 1)
-        assert got.losses == expected.losses, f"losses of {scenario.cases[number]}"
-        assert got.rows == merged(expected.rows), f"log rows of {scenario.cases[number]}"
-        assert got.weights == expected.weights, f"weights of {scenario.cases[number]}"
-        assert run["chunks_done"] > 1, "never interleaved"
+        assert run["status"] == "completed", run["traceback"]
+        alone = solo.start(spec, scenario.train, scenario.evaluation)
+        expected, got = alone.result(timeout=300), outcome(experiment, number + 1)
+        assert got.losses == expected.losses, f"losses of {spec}"
+        assert got.rows == merged(expected.rows), f"log rows of {spec}"
+        assert got.weights == expected.weights, f"weights of {spec}"
+
+
+def start_solo(scenario: Scenario, solo: SoloRuns) -> None:
+    """Let the references train in the background."""
+    for number, spec in enumerate(scenario.cases):
+        if number != scenario.failing:
+            solo.start(spec, scenario.train, scenario.evaluation)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_interleaved_equals_solo(name: str, tmp_path: Path, solo: SoloRuns) -> None:
+    scenario = SCENARIOS[name]
+    start_solo(scenario, solo)
+    experiment = train_together(scenario, tmp_path)
+    assert_equal_to_solo(scenario, experiment, solo)
+    info = experiment.get_runs_info()
+    assert (info["chunks_done"][info["status"] == "completed"] > 1).all(), "never interleaved"
+
+
+def test_the_number_of_chunks_changes_no_number(tmp_path: Path, solo: SoloRuns) -> None:
+    scenario = Scenario((case("SFT", seed=1), case("DPO", seed=2)))
+    start_solo(scenario, solo)
+    for num_chunks, expected in ((1, 1), (3, 3), (100, 8)):
+        experiment = train_together(replace(scenario, num_chunks=num_chunks), tmp_path)
+        assert_equal_to_solo(scenario, experiment, solo)
+        assert list(experiment.get_runs_info()["chunks_done"]) == [expected] * 2
+
+
+class StepCounter(TrainerCallback):
+    """Counts the steps that it has seen, and says so in every log row."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.num_steps += 1
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
+        logs["steps_seen"] = self.num_steps
+
+
+def test_callbacks_with_state_are_not_shared(tmp_path: Path) -> None:
+    counter = StepCounter()
+    config = RFModelConfig(
+        training_args=RFSFTConfig(
+            **{**case("SFT").args, "max_steps": 4, "learning_rate": List([1e-3, 1e-2])}
+        ),
+        peft_config=RFLoraConfig(r=4),
+        callbacks=[counter],
+    )
+    experiment = Experiment("callbacks", experiment_path=tmp_path)
+    experiment.run_fit(
+        config,
+        lambda config: (tiny_model(), tiny_tokenizer()),
+        Dataset.from_list(Scenario(()).train),
+        num_chunks=2,
+    )
+    seen = experiment.get_results().dropna(subset=["steps_seen"])
+    assert sorted(set(seen["run_id"])) == [1, 2]
+    assert list(seen["steps_seen"]) == list(seen["step"])
+    assert counter.num_steps == 0

@@ -24,6 +24,8 @@ class MetricSource(StrEnum):
     """The trainer's own log rows, verbatim."""
     CHUNK = "chunk"
     """The evaluation at a chunk's end."""
+    DEVICE = "device"
+    """The device monitor, when the run paused at a chunk's end; units are in the names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,9 @@ class RunStarted:
     resolved: Mapping[str, Json]
     """The arguments really in force, after defaults and adaptation to the device."""
     notes: tuple[str, ...] = ()
+    step: int = 0
+    """Above 0 for a run that goes on from a checkpoint."""
+    active_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -138,6 +138,8 @@ def _changes(run: Run, event: Event) -> dict[str, Json]:
             return {
                 "num_steps": event.num_steps,
                 "num_chunks": event.num_chunks,
+                "step": event.step,
+                "active_s": event.active_s,
                 "resolved": dict(event.resolved),
                 "notes": run.notes + event.notes,
             }

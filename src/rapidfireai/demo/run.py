@@ -1,13 +1,13 @@
 """What `rapidfireai demo` does, through the public API only: train, rank, ask."""
 
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidfireai.demo.dataset import Questions, Row, standard_library
 from rapidfireai.paths import home
-from rapidfireai.progress import format_s
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +53,8 @@ def main(*, quick: bool = False, cache: Path | None = None) -> None:
     from rapidfireai.demo.model import NAME, smollm2
 
     transformers.logging.disable_progress_bar()
+    # PEFT 0.21 asks for transformers' former name of activation checkpointing.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     console = Console(highlight=False, soft_wrap=True)
     cache = cache or home() / "models"
     console.print(f"Model: {NAME}, converted once and kept in {cache}")
@@ -76,7 +78,7 @@ def run(folder: Path, questions: Questions, plan: Plan, console: "Console") -> N
     tuned, tokenizer = load(folder, best["path"])
     with tuned.disable_adapter():
         base_loss = held_out_loss(tuned, tokenizer, measured)
-    console.print(f"\n[bold]Ranking by held-out loss[/], after {format_s(seconds)} of training:\n")
+    console.print(f"\n[bold]Ranking by held-out loss[/], after {seconds / 60:.1f} minutes:\n")
     console.print(ranking(experiment, base_loss))
     console.print(f"\n[bold]Held-out questions[/], base model against run {best['run_id']}:")
     for row in asked:
@@ -180,23 +182,23 @@ def answer(model: Any, tokenizer: Any, question: str, max_new_tokens: int) -> st
 
 
 def ranking(experiment: "Experiment", base_loss: float) -> "Table":
-    """The runs from best to worst, with the loss after each chunk, and the base model."""
+    """The runs from best to worst, the losses on the way there, and the base model."""
     from rich.table import Table
 
     runs = experiment.get_runs_info().sort_values("eval_loss", na_position="last")
     results = experiment.get_results()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("", "LoRA", "learning rate", "after each chunk", "held-out loss"):
-        table.add_column(title, justify="right" if title else "left")
+    for title in ("", "LoRA", "learning rate", "on the way", "held-out loss"):
+        table.add_column(title, no_wrap=True, justify="left" if title in ("", "LoRA") else "right")
     for run in runs.to_dict("records"):
-        losses = results.loc[results["run_id"] == run["run_id"], "eval_loss"].dropna()
         peft = run["config"]["peft"]
         targets = peft["target_modules"]
+        losses = results.loc[results["run_id"] == run["run_id"], "eval_loss"].dropna()
         table.add_row(
             f"run {run['run_id']}",
-            f"r={peft['r']} on {targets if isinstance(targets, str) else ' + '.join(targets)}",
+            f"r={peft['r']} {targets if isinstance(targets, str) else ' '.join(targets)}",
             f"{run['config']['training_args']['learning_rate']:g}",
-            "  ".join(f"{loss:.3f}" for loss in losses),
+            " ".join(f"{loss:.2f}" for loss in losses[:-1]),
             f"{run['eval_loss']:.3f}" if run["status"] == "completed" else run["status"],
         )
     table.add_row("base", "", "", "", f"{base_loss:.3f}")

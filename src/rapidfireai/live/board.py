@@ -7,9 +7,8 @@ before somebody looks.
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 from typing import Final
 
 from rapidfireai.core.clock import Clock
@@ -25,8 +24,8 @@ from rapidfireai.core.events import (
 )
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run, RunStatus
+from rapidfireai.live.messages import Messages
 
-_MAX_MESSAGES: Final = 200
 _UNCOMPARED: Final = re.compile(r"_(runtime|per_second|preparation_time|num_tokens)$")
 _DETAIL: Final = re.compile(r"entropy|logits|logps")
 
@@ -49,43 +48,6 @@ class Row:
         """The metric's latest value; NaN if there is none."""
         value = self.run.loss if metric == "loss" else self.metrics.get(metric)
         return math.nan if value is None else value
-
-
-@dataclass(slots=True)
-class Message:
-    """A message, once for all the runs that have it."""
-
-    text: str
-    level: int
-    """As in `logging`."""
-    run_ids: list[RunId] = field(default_factory=list)
-    """Empty if the message is about no run."""
-
-
-class Messages:
-    """The latest messages, each text once. `add` may be called from any thread."""
-
-    def __init__(self) -> None:
-        self._new: SimpleQueue[tuple[str, int, RunId | None]] = SimpleQueue()
-        self._messages: dict[tuple[str, int], Message] = {}
-
-    def add(self, text: str, level: int, run_id: RunId | None = None) -> None:
-        """Add a message, about a run or about none."""
-        self._new.put((text, level, run_id))
-
-    def all(self) -> list[Message]:
-        """The messages, the one that came or was repeated last at the end."""
-        while True:
-            try:
-                text, level, run_id = self._new.get_nowait()
-            except Empty:
-                return list(self._messages.values())
-            message = self._messages.pop((text, level), None) or Message(text, level)
-            if run_id is not None and run_id not in message.run_ids:
-                message.run_ids.append(run_id)
-            self._messages[text, level] = message
-            if len(self._messages) > _MAX_MESSAGES:
-                del self._messages[next(iter(self._messages))]
 
 
 class Board:
@@ -122,18 +84,9 @@ class Board:
                     row.tokens_per_s = num_tokens / event.active_s
             case MetricsLogged():
                 self._take_metrics(row, event)
-            case RunStarted():
-                for note in event.notes:
-                    self.messages.add(note, logging.INFO, after.id)
-            case RunNoted():
-                self.messages.add(event.note, logging.INFO, after.id)
-            case RunStopped():
-                self.messages.add(f"stopped: {event.reason}", logging.INFO, after.id)
-            case RunFailed():
-                text = f"failed at step {after.step}: {event.error}"
-                self.messages.add(text, logging.ERROR, after.id)
-                for note in event.notes:
-                    self.messages.add(note, logging.WARNING, after.id)
+            case RunStarted() | RunNoted() | RunStopped() | RunFailed():
+                for text, level in _told(event, after):
+                    self.messages.add(text, level, after.id)
             case _:
                 pass
 
@@ -240,6 +193,22 @@ def knobs(runs: Sequence[Run]) -> dict[str, dict[RunId, object]]:
         }
         for name, path in zip(names, varying, strict=True)
     }
+
+
+def _told(
+    event: RunStarted | RunNoted | RunStopped | RunFailed, run: Run
+) -> Iterator[tuple[str, int]]:
+    """What the event has to say to a person, with levels as in `logging`."""
+    match event:
+        case RunNoted():
+            yield event.note, logging.INFO
+        case RunStopped():
+            yield f"stopped: {event.reason}", logging.INFO
+        case RunFailed():
+            yield f"failed at step {run.step}: {event.error}", logging.ERROR
+            yield from ((note, logging.WARNING) for note in event.notes)
+        case RunStarted():
+            yield from ((note, logging.INFO) for note in event.notes)
 
 
 def _leaves(

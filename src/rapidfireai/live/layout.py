@@ -11,7 +11,8 @@ from typing import Final
 
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import RunStatus
-from rapidfireai.live.board import Board, Message, Row, Standing, highest_first, knobs
+from rapidfireai.live.board import Board, Row, Standing, highest_first, knobs
+from rapidfireai.live.messages import Message
 from rapidfireai.live.table import Column, Line, Span, crop, shorten, table
 
 _BAR_CELLS: Final = 10
@@ -107,9 +108,7 @@ class Layout:
         yield _id_column(rows)
         yield _status_column(rows)
         yield from self._knob_columns(rows, importance=5)
-        yield _column(
-            "chunk", [_of(run.chunks_done, run.num_chunks) for run in runs], importance=4
-        )
+        yield _column("chunk", [_of(run.chunks_done, run.num_chunks) for run in runs], importance=4)
         yield Column(
             title="step",
             cells=[_bar(run.step, run.num_steps) for run in runs],

@@ -14,9 +14,10 @@ from rapidfireai.core.events import (
 from rapidfireai.core.run import Run
 from rapidfireai.live.board import Board, details_last
 from rapidfireai.live.layout import Layout, format_s, format_value
+from rapidfireai.live.messages import LINES
 from rapidfireai.live.table import text
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(LINES)
 
 _NUM_METRICS = 3
 _WIDTH = 120

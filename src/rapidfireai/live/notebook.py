@@ -28,7 +28,7 @@ class NotebookScreen:
     """
 
     def __init__(self, layout: Layout) -> None:
-        from IPython.display import display
+        from IPython.display import display  # noqa: PLC0415 - only there in notebooks
 
         self._layout = layout
         self._handle: Any = display(_bundle([]), raw=True, display_id=True)

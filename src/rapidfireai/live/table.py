@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
+
 class Span(NamedTuple):
     """A piece of a line."""
 
@@ -72,6 +73,8 @@ def shorten(text: str, width: int) -> str:
 def table(columns: Iterable[Column], width: int) -> list[Line]:
     """Titles and rows, with as many of the columns as fit. Empty columns are left out."""
     chosen = _fitting([column for column in columns if not column.is_empty], width)
+    if not chosen:
+        return []
     widths = [column.width for column in chosen]
     titles = tuple((Span(column.title, "dim"),) for column in chosen)
     rows = zip(*(column.cells for column in chosen), strict=True)

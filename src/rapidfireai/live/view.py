@@ -5,11 +5,10 @@ is replaced, and everything else gets plain lines.
 """
 
 import logging
-import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Final, Protocol
 
 import rich
@@ -19,10 +18,10 @@ from rapidfireai.core.clock import Clock, SystemClock
 from rapidfireai.core.engine import Listener
 from rapidfireai.core.events import ChunkAssigned, Event, RunStarted
 from rapidfireai.core.run import Run
-from rapidfireai.live import lines
-from rapidfireai.live.board import Board, Messages
+from rapidfireai.live.board import Board
 from rapidfireai.live.layout import Layout
 from rapidfireai.live.lines import ProgressLines
+from rapidfireai.live.messages import heard
 from rapidfireai.live.notebook import NotebookScreen
 from rapidfireai.live.terminal import TerminalScreen
 
@@ -33,11 +32,6 @@ MIN_INTERVAL_S: Final = 1 / 8
 MAX_SHARE: Final = 0.01
 """Of the time, that drawing may take; on a slow terminal there are fewer frames instead."""
 _BURST_S: Final = 0.05
-
-_HEARD: Final = (
-    "rapidfireai", "py.warnings", "transformers", "datasets", "trl", "peft", "accelerate",
-)  # fmt: skip
-_WARNING_PLACE: Final = re.compile(r"^\S.*?:\d+: (?=\w+: )")
 
 
 class Screen(Protocol):
@@ -82,16 +76,26 @@ def progress_view(
     clock = clock or SystemClock()
     console = console or rich.get_console()
     board = Board(runs, clock)
+    open_screen = _screen_for(console)
     with ExitStack() as stack:
         screen = None
-        if console.is_jupyter or _is_terminal(console):
+        if open_screen is not None:
             # Before the screen opens, which puts something else in the place of stdout.
-            stack.enter_context(_heard(board.messages))
-            layout = Layout(board)
-            screen = NotebookScreen(layout) if console.is_jupyter else TerminalScreen(layout, console)
+            stack.enter_context(heard(board.messages))
+            screen = open_screen(Layout(board))
         view = _View(board, screen, Pace(clock))
         stack.callback(view.close)
         yield view
+
+
+def _screen_for(console: Console) -> Callable[[Layout], Screen] | None:
+    """What opens the screen there is; None where output can only be added to."""
+    if console.is_jupyter:
+        return NotebookScreen
+    # Rich takes a file for a terminal when FORCE_COLOR is set, as it often is in CI.
+    if console.is_interactive and console.file.isatty():
+        return partial(TerminalScreen, console=console)
+    return None
 
 
 class Pace:
@@ -162,85 +166,3 @@ class _View:
             if screen is not None:
                 with suppress(Exception):
                     screen.close()
-
-
-def _is_terminal(console: Console) -> bool:
-    # Rich takes a file for a terminal when FORCE_COLOR is set, as it often is in CI.
-    return console.is_interactive and console.file.isatty()
-
-
-class _MessageHandler(logging.Handler):
-    """Puts records among a board's messages, but for the lines that its table shows anyway."""
-
-    def __init__(self, messages: Messages) -> None:
-        super().__init__()
-        self._messages = messages
-        self.addFilter(_is_no_line)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Add the record's message, without a traceback: that is in the log."""
-        message = record.getMessage()
-        if record.name == "py.warnings":
-            message = _WARNING_PLACE.sub("", message).splitlines()[0]
-        self._messages.add(message, record.levelno)
-
-
-def _is_no_line(record: logging.LogRecord) -> bool:
-    return record.name != lines.__name__
-
-
-@contextmanager
-def _heard(messages: Messages) -> Iterator[None]:
-    """Show what is logged among the messages rather than in the middle of the table.
-
-    What the application shows by its own handlers goes its way, above the table.
-    """
-    root = logging.getLogger()
-    with ExitStack() as stack:
-        for handler in _screen_handlers(root):
-            handler.addFilter(_is_no_line)
-            stack.callback(handler.removeFilter, _is_no_line)
-        for name in _HEARD:
-            logger = logging.getLogger(name)
-            replaced = _screen_handlers(logger)
-            if replaced or not root.handlers:
-                stack.enter_context(_exchanged(logger, replaced, _MessageHandler(messages)))
-        if not root.handlers:
-            stack.enter_context(_warnings_logged())
-        yield
-
-
-@contextmanager
-def _exchanged(
-    logger: logging.Logger, old: Sequence[logging.Handler], new: logging.Handler
-) -> Iterator[None]:
-    for handler in old:
-        logger.removeHandler(handler)
-    logger.addHandler(new)
-    try:
-        yield
-    finally:
-        logger.removeHandler(new)
-        for handler in old:
-            logger.addHandler(handler)
-
-
-@contextmanager
-def _warnings_logged() -> Iterator[None]:
-    before = warnings.showwarning
-    logging.captureWarnings(True)
-    is_new = warnings.showwarning is not before
-    try:
-        yield
-    finally:
-        if is_new:
-            logging.captureWarnings(False)
-
-
-def _screen_handlers(logger: logging.Logger) -> list[logging.Handler]:
-    return [
-        handler
-        for handler in logger.handlers
-        if isinstance(handler, logging.StreamHandler)
-        and handler.stream in (sys.stdout, sys.stderr)
-    ]

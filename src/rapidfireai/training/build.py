@@ -40,6 +40,13 @@ class RunSpec:
     num_chunks: int
     """An epoch."""
     device: torch.device
+    checkpoint_every_s: float = 60.0
+    """Seconds of the run's own training between two checkpoints, at least."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run's checkpoints; apart from those that its trainer saves by itself."""
+        return self.folder / "checkpoints"
 
     def resolve(self) -> Resolved:
         """The run's arguments in force, as new objects.

@@ -95,6 +95,19 @@ class Format:
         """Whether TRL makes do with these columns."""
         return any(needed <= set(columns) for needed in self.implicit)
 
+    def is_conversation(self, row: Row) -> bool:
+        """Whether one of the columns that TRL reads holds messages."""
+        values = [
+            row.get(column) for columns in (*self.native, *self.implicit) for column in columns
+        ]
+        return any(
+            isinstance(value, list)
+            and bool(value)
+            and isinstance(value[0], Mapping)
+            and ("role" in value[0] or "from" in value[0])
+            for value in values
+        )
+
 
 def _sets(*names: str) -> tuple[frozenset[str], ...]:
     return tuple(frozenset(name.split("+")) for name in names)
@@ -196,7 +209,7 @@ class Formatter:
                 notes: tuple[str, ...] = ()
             else:
                 formatted, row, notes = self._recognise(dataset, request)
-            if not templated and _is_conversation(row):
+            if not templated and kind is not None and FORMATS[kind].is_conversation(row):
                 raise DatasetError(
                     f"{name} holds chat messages, but the tokenizer has no chat template. Set "
                     "tokenizer.chat_template in create_model, or give plain text."
@@ -224,7 +237,7 @@ class Formatter:
             return self._map(dataset, checked, drop), result
         except DatasetError:
             raise
-        except (ValueError, TypeError) as error:  # what PyArrow raises
+        except (ValueError, TypeError, NotImplementedError, OverflowError) as error:  # PyArrow's
             raise DatasetError(
                 f"formatting_func {checked.name} returned values for {request.name} that do not go "
                 f"into one table: {error}. A column needs the same type in every row."
@@ -357,17 +370,6 @@ class _Converter:
                 "out, or give RFModelConfig(formatting_func=...) a function that can handle them."
             )
         return self._schema.convert(row, self._chat)
-
-
-def _is_conversation(row: Row) -> bool:
-    """Whether one of the columns holds messages."""
-    return any(
-        isinstance(value, list)
-        and bool(value)
-        and isinstance(value[0], Mapping)
-        and ("role" in value[0] or "from" in value[0])
-        for value in row.values()
-    )
 
 
 def _column_error(request: _Request, columns: Collection[str], fmt: Format) -> DatasetError:

@@ -26,6 +26,7 @@ from rapidfireai.core.events import (
 )
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import DivergedError, NeverYieldedError
+from rapidfireai.training.checkpoint import Progress, Resumption
 from rapidfireai.training.evaluation import evaluate_quietly, numbers, scored
 from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.training.stopwatch import Stopwatch
@@ -49,6 +50,7 @@ class Instrument:
         resolved: Goes into `RunStarted`.
         notes: Likewise.
         scoring: Metrics over generated texts, added to every evaluation.
+        resumption: Of the checkpoint that the trainer goes on from; None begins at step 0.
     """
 
     def __init__(  # noqa: PLR0913 - parts of one run, each of its own origin
@@ -61,6 +63,7 @@ class Instrument:
         resolved: dict[str, Json],
         notes: tuple[str, ...],
         scoring: GenerationMetrics | None = None,
+        resumption: Resumption | None = None,
     ) -> None:
         self.stopwatch = Stopwatch()
         self._run_id = run_id
@@ -70,6 +73,7 @@ class Instrument:
         self._resolved = resolved
         self._notes = notes
         self._scoring = scoring
+        self._resumption = resumption
         self._events: list[Event] = []
         self._losses: list[torch.Tensor] = []
         self._num_bad_losses = 0
@@ -130,9 +134,11 @@ class Instrument:
         return events
 
     @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        return self._step
+    def progress(self) -> Progress:
+        """How far the run is, at a boundary."""
+        return Progress(
+            step=self._step, chunks_done=self._chunk, active_s=self.stopwatch.read_s()
+        )
 
     def step_ended(self) -> None:
         """The trainer's `on_step_end`: a boundary for those that do not fetch batches."""
@@ -186,7 +192,12 @@ class Instrument:
             samples_per_epoch=samples_per_epoch,
             num_chunks=self._num_chunks,
         )
-        self.stopwatch.reset()
+        progress = Progress(step=0, chunks_done=0, active_s=0.0)
+        if self._resumption is not None:
+            self._resumption.apply(self._trainer)
+            progress = self._resumption.progress
+        self._step, self._chunk = progress.step, progress.chunks_done
+        self.stopwatch.reset(progress.active_s)
         self._emit(
             RunStarted(
                 run_id=self._run_id,
@@ -194,6 +205,8 @@ class Instrument:
                 num_chunks=len(self._chunk_ends),
                 resolved=self._resolved,
                 notes=self._notes,
+                step=progress.step,
+                active_s=progress.active_s,
             )
         )
         self._pause(self.take_events())

@@ -21,9 +21,9 @@ class Stopwatch:
             self._total_s += time.perf_counter() - self._since
             self._since = None
 
-    def reset(self) -> None:
-        """Begin again at zero, counting or not as before."""
-        self._total_s = 0.0
+    def reset(self, total_s: float = 0.0) -> None:
+        """Begin again at `total_s`, counting or not as before."""
+        self._total_s = total_s
         if self._since is not None:
             self._since = time.perf_counter()
 

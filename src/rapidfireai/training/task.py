@@ -21,6 +21,12 @@ from rapidfireai.core.ids import RunId
 from rapidfireai.errors import SharedWeightsError
 from rapidfireai.training.arguments import Resolved
 from rapidfireai.training.build import RunParts
+from rapidfireai.training.checkpoint import (
+    Checkpoint,
+    CheckpointPace,
+    Resumption,
+    latest_checkpoint,
+)
 from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.training.instrument import Instrument
 from rapidfireai.training.output import save_run
@@ -41,6 +47,9 @@ class TrainingTask:
         self._fiber: Fiber[str, list[Event]] = Fiber(self._train, f"run-{self._run_id}")
         self._trainer: Any = None
         self._instrument: Instrument | None = None
+        self._checkpoints = CheckpointPace(
+            parts.spec.checkpoints, parts.spec.checkpoint_every_s
+        )
         self._unsent: list[Event] = []
         """Events on their way out; a failure right there must not lose them."""
 
@@ -106,9 +115,11 @@ class TrainingTask:
             self._bases.verify()
         self._unsent = []
         instrument.stopwatch.stop()
+        self._checkpoints.at_boundary(self._trainer, instrument.progress)
         reason = self._fiber.pause(events)
         instrument.stopwatch.start()
         if reason is not None:
+            self._checkpoints.write(self._trainer, instrument.progress)
             raise _Stop(reason)
 
     def _train(self, fiber: Fiber[str, list[Event]]) -> list[Event]:
@@ -116,14 +127,17 @@ class TrainingTask:
         resolved = None
         try:
             resolved = self._parts.spec.resolve()
-            instrument = self._start(resolved)
-            self._trainer.train()
+            checkpoint = latest_checkpoint(self._parts.spec.checkpoints)
+            instrument = self._start(resolved, checkpoint)
+            self._trainer.train(
+                resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder)
+            )
             events = instrument.finish()
             self._bases.verify()
             self._save(resolved)
             return [
                 *events,
-                RunCompleted(run_id=self._run_id, step=instrument.step, active_s=self._active_s),
+                RunCompleted(run_id=self._run_id, step=instrument.progress.step, active_s=self._active_s),
             ]
         except _Stop as stop:
             self._save(resolved)
@@ -133,7 +147,7 @@ class TrainingTask:
         except BaseException as error:  # noqa: BLE001 - a failing run must not end the others
             return self._failed(error, resolved)
 
-    def _start(self, resolved: Resolved) -> Instrument:
+    def _start(self, resolved: Resolved, checkpoint: Checkpoint | None) -> Instrument:
         parts = self._parts
         self._trainer = parts.build_trainer(resolved)
         config = parts.spec.config
@@ -154,6 +168,7 @@ class TrainingTask:
             resolved=resolved.to_json(),
             notes=(*resolved.notes, *parts.notes),
             scoring=scoring,
+            resumption=None if checkpoint is None else Resumption(checkpoint),
         )
         self._instrument.stopwatch.start()
         return self._instrument
@@ -180,7 +195,7 @@ class TrainingTask:
             self._bases.verify()
         except SharedWeightsError as written:
             notes.append(str(written))
-        if self._instrument is not None and self._instrument.step > 0:
+        if self._instrument is not None and self._instrument.progress.step > 0:
             try:
                 self._save(resolved)
             except Exception as unsaved:

@@ -56,6 +56,28 @@ class RngState:
             and all(map(torch.equal, self.cuda, other.cuda))
         )
 
+    def plain(self) -> dict[str, Any]:
+        """In types that `torch.load(weights_only=True)` reads."""
+        name, keys, *rest = self.numpy
+        return {
+            "python": [self.python[0], list(self.python[1]), self.python[2]],
+            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+            "torch_cpu": self.torch_cpu,
+            "cuda": self.cuda,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "RngState":
+        """What `plain` gave."""
+        version, words, gauss = plain["python"]
+        name, keys, *rest = plain["numpy"]
+        return cls(
+            python=(version, tuple(words), gauss),
+            numpy=(name, keys.numpy().astype(np.uint32), *rest),
+            torch_cpu=plain["torch_cpu"],
+            cuda=plain["cuda"],
+        )
+
     def restore(self) -> None:
         """Set the generators to this state."""
         random.setstate(self.python)

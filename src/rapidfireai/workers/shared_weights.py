@@ -176,13 +176,15 @@ class Base:
             tensor.grad = None
 
     def _fingerprint(self) -> tuple[Any, ...]:
-        """Where the tensors live and what is in them.
+        """Where the tensors live, whether they are frozen, and what is in them.
 
         All of it is read: the version counters see no writes through `.data`, such as those of
         merging an adapter, and count some that change nothing. Reading costs less than a forward
         pass over one token does.
         """
-        places = tuple((t.data_ptr(), t.dtype, t.shape) for t in self._shared.values())
+        places = tuple(
+            (t.data_ptr(), t.dtype, t.shape, t.requires_grad) for t in self._shared.values()
+        )
         sums = [_checksum(tensor) for tensor in self._shared.values()]
         return (places, torch.stack(sums).tolist() if sums else [])
 

@@ -34,7 +34,7 @@ class DeviceMonitor:
 
         Of the process: `host_memory_gib`, resident; `cpu_percent` since the last reading, 100 for
         each core that was busy throughout. Of the machine: `host_memory_available_gib`, what can
-        be had without swapping.
+        be had without swapping, whatever limit a container sets.
 
         On CUDA also `device_memory_gib`, in tensors of this process, and `device_memory_peak_gib`,
         the most of it since the last reading; `device_memory_used_gib`, by all processes, out of
@@ -88,7 +88,7 @@ class _Gpu:
         None where NVML or its Python package is missing, or does not know the device.
         """
         try:
-            import pynvml as nvml
+            import pynvml as nvml  # noqa: PLC0415 - optional
         except ImportError:
             return None
         uuid = torch.cuda.get_device_properties(device).uuid

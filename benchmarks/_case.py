@@ -1,0 +1,111 @@
+"""What the training benchmarks train: a model, rows and N configurations, however they are run."""
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SEED = 42
+TINY = "tiny"
+SMOLLM2 = "smollm2"
+
+LORA: Mapping[str, Any] = {
+    "r": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.1,
+    "target_modules": ["q_proj", "v_proj"],
+    "task_type": "CAUSAL_LM",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """N LoRA configurations of SFT that differ in the learning rate.
+
+    Every configuration trains one epoch of `num_steps` steps, so that it has `num_chunks` chunks.
+    """
+
+    model: str
+    """`TINY`, or the folder of a model."""
+    num_configs: int
+    num_chunks: int
+    num_steps: int
+    """Optimizer steps of each configuration."""
+    batch_size: int
+    max_length: int
+    num_eval_rows: int = 0
+    """Rows for an evaluation at the end of each chunk; 0 evaluates nothing."""
+    data: Path | None = None
+    """JSON lines with `question` and `answer`, instead of rows that ship with the package."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is trained."""
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+    @property
+    def chunk_ends_at(self) -> int:
+        """The step at which the first chunk ends."""
+        return -(-self.num_steps // self.num_chunks)
+
+    def create_model(self, model_config: dict[str, Any]) -> tuple[Any, Any]:
+        """The base and its tokenizer, as `run_fit` wants them."""
+        if self.model == TINY:
+            from rapidfireai.testing.tiny import tiny_model, tiny_tokenizer
+
+            return tiny_model(), tiny_tokenizer()
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(self.model, dtype="float32")
+        return model, AutoTokenizer.from_pretrained(self.model)
+
+    def arguments(self, number: int) -> dict[str, Any]:
+        """Arguments of TRL's `SFTConfig` for configuration `number`, counted from 0."""
+        arguments: dict[str, Any] = {
+            "learning_rate": 1e-4 * (number + 1),
+            "max_steps": self.num_steps,
+            "per_device_train_batch_size": self.batch_size,
+            "max_length": self.max_length,
+            "seed": SEED,
+            "logging_steps": 10,
+            "bf16": self.device.type == "cuda",
+            "activation_checkpointing": False,
+        }
+        if self.num_eval_rows:
+            # Both ways evaluate the same rows at the same steps.
+            arguments |= {
+                "eval_strategy": "steps",
+                "eval_steps": self.chunk_ends_at,
+                "per_device_eval_batch_size": self.num_eval_rows,
+            }
+        return arguments
+
+    def rows(self) -> tuple[Any, Any]:
+        """Datasets to train and to evaluate on; None for the latter if nothing is evaluated."""
+        from datasets import Dataset
+
+        num_train = self.num_steps * self.batch_size
+        texts = self._texts(num_train + self.num_eval_rows)
+        train = Dataset.from_dict({"text": texts[:num_train]})
+        evaluation = Dataset.from_dict({"text": texts[num_train:]}) if self.num_eval_rows else None
+        return train, evaluation
+
+    def _texts(self, num: int) -> list[str]:
+        if self.data is not None:
+            rows = [json.loads(line) for line in self.data.read_text().splitlines()]
+            texts = [f"{row['question']}\n{row['answer']}" for row in rows]
+        elif self.model == TINY:
+            from rapidfireai.testing.tiny import sentence
+
+            rng = random.Random(SEED)
+            return [sentence(rng, 12) for _ in range(num)]
+        else:
+            from rapidfireai.demo.dataset import standard_library
+
+            questions = standard_library(num_train=384, num_held_out=64, seed=SEED)
+            texts = [f"{row['instruction']}\n{row['response']}" for row in questions.train]
+        return [texts[i % len(texts)] for i in range(num)]
