@@ -6,6 +6,7 @@
     │   └── DatasetError                  columns or rows that cannot be trained on
     ├── CreateModelError                  the user's create_model raised or returned something else
     ├── ExperimentPathError (OSError)     the experiment's folder cannot be used
+    ├── ExperimentBusyError               another process trains the experiment
     ├── StoreError                        the experiment's database cannot be used
     │   └── StaleRunError                 somebody else changed the run in between
     ├── IllegalTransitionError            an event that a run's status does not allow
@@ -39,6 +40,10 @@ class CreateModelError(RapidFireError):
 
 class ExperimentPathError(RapidFireError, OSError):
     """The experiment's folder cannot be created or written."""
+
+
+class ExperimentBusyError(RapidFireError):
+    """Another process trains the experiment at this moment."""
 
 
 class StoreError(RapidFireError):

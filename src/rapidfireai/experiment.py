@@ -8,13 +8,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rapidfireai.background import FitHandle
 from rapidfireai.core.engine import Listener
 from rapidfireai.core.policy import Policy
 from rapidfireai.errors import ConfigError, UnknownArgumentError
-from rapidfireai.fit import Fit, FitHandle, FitRequest, experiment_log
+from rapidfireai.fit import Fit, FitRequest
 from rapidfireai.paths import ExperimentFolder, experiments_root
 from rapidfireai.results import best_run, results_frame, runs_frame
 from rapidfireai.store import SqliteStore
+from rapidfireai.surroundings import experiment_log
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +28,9 @@ class Experiment:
     """N configurations, trained at once and compared.
 
     Args:
-        experiment_name: Names the folder that everything is kept in. If there is one of that name,
-            the new one gets a number, and the log says so. A search or configuration given here
+        experiment_name: Names the folder that everything is kept in. An experiment of that name
+            that was interrupted or killed is continued; if it has ended, the new one gets a number,
+            and the log says so. A search or configuration given here
             instead is what `run_fit` trains, and the experiment is called "experiment".
         mode: "fit". Accepted so that existing scripts run; there is nothing to choose.
         experiment_path: Folder of all experiments. Default: $RF_EXPERIMENT_PATH, or
@@ -80,14 +83,17 @@ class Experiment:
         background: bool = False,
         memory_limit_gib: float | None = None,
         host_memory_limit_gib: float | None = None,
+        checkpoint_every_s: float = 60.0,
         policies: Sequence[Policy] = (),
         trackers: Sequence[Listener] = (),
         **incumbent: Any,
     ) -> FitHandle | None:
         """Train all configurations by turns, chunk by chunk, until each has ended.
 
-        A configuration that fails is marked so, and the others go on. Ctrl-C saves and stops all;
-        a second Ctrl-C does not wait for the step to end.
+        A configuration that fails is marked so, and the others go on. Ctrl-C and SIGTERM write all
+        runs down; a second Ctrl-C does not wait for the step to end. Called again with the same
+        arguments, also by another process, what was interrupted or killed goes on and ends with the
+        same numbers; runs that ended are not repeated.
 
         Args:
             config_group: A search over configurations, a configuration, or a list of these.
@@ -109,6 +115,8 @@ class Experiment:
                 beyond it move to host memory, or to disk. None: what the device has.
             host_memory_limit_gib: GiB of host memory for paused runs that had to leave the device;
                 those beyond it go to disk. None: no limit.
+            checkpoint_every_s: Seconds of a run's own training between two checkpoints, at least;
+                more where writing one takes more than a fiftieth of that.
             policies: Asked at each chunk's end which runs to stop.
             trackers: Told of every event.
             incumbent: The names `param_config`, `create_model_fn` and `monte_carlo_simulations`,
@@ -138,10 +146,11 @@ class Experiment:
             seed=seed,
             memory_limit_gib=memory_limit_gib,
             host_memory_limit_gib=host_memory_limit_gib,
+            checkpoint_every_s=checkpoint_every_s,
             policies=tuple(policies),
             trackers=tuple(trackers),
         )
-        if self._folder.store.exists():
+        if self._folder.store.exists() and not _is_unfinished(self._folder):
             self._folder = self._claim()
         fit = Fit(request, self._folder)
         if not background:
@@ -195,11 +204,14 @@ class Experiment:
         self._ended = True
 
     def _claim(self) -> ExperimentFolder:
+        latest = ExperimentFolder.latest(self._root, self._name)
+        if latest is not None and _is_unfinished(latest):
+            return latest
         folder = ExperimentFolder.claim(self._root, self._name)
         if folder.name != self._name:
             with experiment_log(folder):
                 logger.info(
-                    "there is an experiment %r already: this one is %r", self._name, folder.name
+                    "the experiment %r has ended already: this one is %r", self._name, folder.name
                 )
         return folder
 
@@ -220,6 +232,11 @@ class Experiment:
                 f"the experiment {self.name!r} trains in the background; wait for it with "
                 "handle.wait(), or handle.cancel() it"
             )
+
+
+def _is_unfinished(folder: ExperimentFolder) -> bool:
+    with closing(SqliteStore(folder.store)) as store:
+        return any(run.unfinished for run in store.runs())
 
 
 _INCUMBENT_NAMES = {"param_config": "config_group", "create_model_fn": "create_model"}

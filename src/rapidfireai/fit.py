@@ -3,28 +3,38 @@
 import importlib.metadata
 import logging
 import os
+import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from rapidfireai._version import __version__
 from rapidfireai.core.clock import SystemClock
+from rapidfireai.core.continuation import Continuation, match_runs
 from rapidfireai.core.engine import Engine, Listener
+from rapidfireai.core.events import RunRecovered, RunStopped
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.policy import Policy
-from rapidfireai.core.run import Run
+from rapidfireai.core.run import Run, RunStatus, apply
 from rapidfireai.errors import ConfigError
 from rapidfireai.paths import ExperimentFolder
 from rapidfireai.progress import ProgressLines
-from rapidfireai.store import ExperimentRecord, Recorder, SqliteStore
+from rapidfireai.store import ExperimentRecord, Recorder, SqliteStore, Store
+from rapidfireai.surroundings import (
+    Terminated,
+    experiment_log,
+    quiet_libraries,
+    terminated_as_interrupt,
+)
 
 if TYPE_CHECKING:
-    import torch
-
+    from rapidfireai.training.build import RunSpec
     from rapidfireai.training.config import RunConfig
     from rapidfireai.training.workload import TrainingWorkload
+    from rapidfireai.workers.memory import MemoryTiers
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +60,7 @@ class FitRequest:
     seed: int
     memory_limit_gib: float | None
     host_memory_limit_gib: float | None
+    checkpoint_every_s: float
     policies: Sequence[Policy]
     trackers: Sequence[Listener]
 
@@ -65,7 +76,7 @@ class FitRequest:
             )
         _check_integer("num_chunks", self.num_chunks, least=1)
         _check_integer("seed", self.seed, least=0)
-        for name in ("memory_limit_gib", "host_memory_limit_gib"):
+        for name in ("memory_limit_gib", "host_memory_limit_gib", "checkpoint_every_s"):
             _check_size(name, getattr(self, name))
         for name, takes in (
             ("create_model", "the model configuration and returns (model, tokenizer)"),
@@ -85,23 +96,34 @@ class FitRequest:
 
 
 class Fit:
-    """Checks a request, then trains it.
+    """Checks a request, then trains it; goes on where an earlier process ended.
 
     Args:
         request: What to train.
-        folder: The experiment's, without a store.
+        folder: The experiment's; with a store, its runs are taken up again.
 
     Raises:
         RapidFireError: Something given cannot work; nothing has been trained.
     """
 
     def __init__(self, request: FitRequest, folder: ExperimentFolder) -> None:
+        from rapidfireai.training.workload import default_device
+
         self._request = request
         self._folder = folder
-        with self._surroundings():
-            self._runs, self._workload, self._device = self._plan()
+        self._device = default_device()
+        with ExitStack() as stack:
+            stack.enter_context(folder.locked())
+            stack.enter_context(experiment_log(folder))
+            stack.enter_context(quiet_libraries())
+            # Prepared data of an earlier process may be half-written.
+            shutil.rmtree(folder.data, ignore_errors=True)
+            specs, continuation = self._plan()
+            self._workload = self._make_workload(specs, continuation)
             self._workload.prepare()
-            self._create_store()
+            self._runs = self._store_runs(specs, continuation)
+            # Held until the training is over.
+            self._held = stack.pop_all()
 
     def run(self, cancelled: threading.Event) -> None:
         """Train until every run has ended.
@@ -110,22 +132,23 @@ class Fit:
             cancelled: Once set, all runs are saved and stopped.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, after all runs have been saved and stopped.
+            KeyboardInterrupt: Ctrl-C, after all runs have been written down.
+            SystemExit: SIGTERM, likewise.
         """
         from rapidfireai.workers.in_process import InProcessExecutor
 
-        logger.info(
-            "experiment %r: %d configurations on %s; all is kept in %s",
-            self._folder.name,
-            len(self._runs),
-            self._device,
-            self._folder.path,
-        )
         with (
-            self._surroundings(),
+            self._held,
             closing(SqliteStore(self._folder.store)) as store,
             closing(InProcessExecutor(self._workload, self._memory())) as executor,
         ):
+            logger.info(
+                "experiment %r: %d configurations on %s; all is kept in %s",
+                self._folder.name,
+                len(self._runs),
+                self._device,
+                self._folder.path,
+            )
             recorder = Recorder(store, SystemClock())
             engine = Engine(
                 self._runs,
@@ -135,62 +158,75 @@ class Fit:
                 self._request.policies,
             )
             try:
-                while not engine.ended:
-                    if cancelled.is_set():
-                        engine.stop([run.id for run in self._runs], "cancelled by the user")
-                    else:
-                        engine.step()
-            except KeyboardInterrupt:
-                logger.warning("interrupted: saving all runs")
-                engine.stop([run.id for run in self._runs], "interrupted by the user")
+                with terminated_as_interrupt():
+                    while not engine.ended:
+                        if cancelled.is_set():
+                            engine.stop([run.id for run in self._runs], "cancelled by the user")
+                        else:
+                            engine.step()
+            except KeyboardInterrupt as signal:
+                logger.warning("interrupted: writing all runs down")
+                engine.interrupt("interrupted by the user")
+                logger.warning("run the same script again to go on where they are")
+                if isinstance(signal, Terminated):
+                    raise SystemExit(signal.exit_status) from None
                 raise
             finally:
                 recorder.flush()
 
-    def _plan(self) -> "tuple[list[Run], TrainingWorkload, torch.device]":
+    def _plan(self) -> "tuple[list[RunSpec], Continuation]":
+        """What to run, under the numbers that earlier processes gave it."""
         from rapidfireai.training.build import RunSpec
-        from rapidfireai.training.loading import load_by_name
-        from rapidfireai.training.workload import (
-            Makers,
-            TrainingData,
-            TrainingWorkload,
-            default_device,
-        )
+        from rapidfireai.training.identity import run_identity
 
         request, folder = self._request, self._folder
-        device = default_device()
-        specs = [
-            RunSpec(
-                run_id=RunId(number),
-                config=config,
-                folder=folder.run(RunId(number)),
-                final=folder.final(RunId(number)),
-                default_seed=request.seed,
-                num_chunks=request.num_chunks,
-                device=device,
+        configs = self._configs()
+        surroundings = {
+            name: getattr(request, name)
+            for name in ("create_model", "create_trainer", "train_dataset", "eval_dataset", "seed")
+        }
+        identities = [run_identity(config, surroundings) for config in configs]
+        continuation = match_runs(self._stored_runs(), identities)
+        numbers = count(1 + max((run.id for run in continuation.all_known), default=0))
+        specs = []
+        for config, identity, known in zip(configs, identities, continuation.known, strict=True):
+            run_id = RunId(next(numbers)) if known is None else known.id
+            specs.append(
+                RunSpec(
+                    run_id=run_id,
+                    config=config,
+                    identity=identity,
+                    folder=folder.run(run_id),
+                    final=folder.final(run_id),
+                    default_seed=request.seed,
+                    num_chunks=request.num_chunks,
+                    device=self._device,
+                    checkpoint_every_s=request.checkpoint_every_s,
+                )
             )
-            for number, config in enumerate(self._configs(), start=1)
-        ]
-        workload = TrainingWorkload(
-            specs,
+        return specs, continuation
+
+    def _make_workload(
+        self, specs: "list[RunSpec]", continuation: "Continuation"
+    ) -> "TrainingWorkload":
+        from rapidfireai.training.loading import load_by_name
+        from rapidfireai.training.workload import Makers, TrainingData, TrainingWorkload
+
+        request = self._request
+        return TrainingWorkload(
+            [
+                spec
+                for spec, known in zip(specs, continuation.known, strict=True)
+                if known is None or known.unfinished
+            ],
             Makers(
                 create_model=request.create_model or load_by_name,
                 create_trainer=request.create_trainer,
             ),
             TrainingData(train=request.train_dataset, eval=request.eval_dataset),
-            folder=folder.data,
-            device=device,
+            folder=self._folder.data,
+            device=self._device,
         )
-        runs = [
-            Run(
-                id=spec.run_id,
-                name=f"run-{spec.run_id}",
-                config=spec.config.to_json(),
-                path=str(spec.final),
-            )
-            for spec in specs
-        ]
-        return runs, workload, device
 
     def _configs(self) -> "list[RunConfig]":
         from rapidfireai.automl.search import as_run_configs
@@ -208,11 +244,77 @@ class Fit:
             for config in configs
         ]
 
-    def _create_store(self) -> None:
-        request, clock = self._request, SystemClock()
-        record = ExperimentRecord(
+    def _stored_runs(self) -> list[Run]:
+        if not self._folder.store.exists():
+            return []
+        with closing(SqliteStore(self._folder.store)) as store:
+            return store.runs()
+
+    def _store_runs(self, specs: "list[RunSpec]", continuation: Continuation) -> list[Run]:
+        """Bring the store to where this process begins, and return all runs."""
+        new = [
+            Run(
+                id=spec.run_id,
+                name=f"run-{spec.run_id}",
+                config=spec.config.to_json(),
+                identity=spec.identity,
+                path=str(spec.final),
+            )
+            for spec, known in zip(specs, continuation.known, strict=True)
+            if known is None
+        ]
+        with closing(SqliteStore(self._folder.store)) as store:
+            if continuation.all_known:
+                store.add_runs(new)
+                self._take_up(store, specs, continuation, len(new))
+            else:
+                store.create(self._record(), new)
+            return store.runs()
+
+    def _take_up(
+        self, store: Store, specs: "list[RunSpec]", continuation: Continuation, num_new: int
+    ) -> None:
+        from rapidfireai.training.checkpoint import latest_checkpoint
+
+        clock = SystemClock()
+        num_continued = 0
+        for spec, run in zip(specs, continuation.known, strict=True):
+            if run is None or not run.unfinished:
+                continue
+            num_continued += 1
+            if run.status is RunStatus.QUEUED:
+                continue
+            checkpoint = latest_checkpoint(spec.checkpoints)
+            event = RunRecovered(
+                run_id=run.id,
+                step=0 if checkpoint is None else checkpoint.progress.step,
+                chunks_done=0 if checkpoint is None else checkpoint.progress.chunks_done,
+                active_s=0.0 if checkpoint is None else checkpoint.progress.active_s,
+            )
+            store.record(run, event, apply(run, event), clock.now())
+        missing = [run for run in continuation.missing if run.unfinished]
+        for run in missing:
+            stopped = RunStopped(
+                run_id=run.id,
+                reason="its configuration, data or functions are no longer in the script",
+                active_s=run.active_s,
+            )
+            store.record(run, stopped, apply(run, stopped), clock.now())
+        logger.info(
+            "continuing experiment %r: %d runs go on, %d had ended, %d are new; %d are no longer "
+            "in the script and have been stopped",
+            self._folder.name,
+            num_continued,
+            len(continuation.all_known) - num_continued - len(missing),
+            num_new,
+            len(missing),
+        )
+
+    def _record(self) -> ExperimentRecord:
+        request = self._request
+        return ExperimentRecord(
             name=self._folder.name,
-            created_s=clock.now(),
+            created_s=SystemClock().now(),
             seed=request.seed,
             num_chunks=request.num_chunks,
             versions={
@@ -221,10 +323,8 @@ class Fit:
             },
             settings={"device": str(self._device)},
         )
-        with closing(SqliteStore(self._folder.store)) as store:
-            store.create(record, self._runs)
 
-    def _memory(self) -> Any:
+    def _memory(self) -> "MemoryTiers":
         from rapidfireai.workers.memory import MemoryTiers
 
         request = self._request
@@ -234,111 +334,6 @@ class Fit:
             hot_limit_bytes=_bytes(request.memory_limit_gib),
             warm_limit_bytes=_bytes(request.host_memory_limit_gib),
         )
-
-    @contextmanager
-    def _surroundings(self) -> Iterator[None]:
-        with experiment_log(self._folder), _quiet_libraries():
-            yield
-
-
-class FitHandle:
-    """A `run_fit` that goes on in the background.
-
-    Training draws from the process's random generators. Code that draws from them as well while
-    it goes on, in another cell or thread, is not kept apart from it.
-    """
-
-    def __init__(self, fit: Fit, status: Callable[[], Any]) -> None:
-        self._fit = fit
-        self._status = status
-        self._cancelled = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="rapidfireai-fit", daemon=True)
-        self._thread.start()
-
-    @property
-    def done(self) -> bool:
-        """Whether every run has ended."""
-        return not self._thread.is_alive()
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until every run has ended.
-
-        Args:
-            timeout_s: None waits as long as it takes.
-
-        Returns:
-            Whether every run has ended.
-
-        Raises:
-            Exception: What ended the training before its time; a failing run is none.
-        """
-        self._thread.join(timeout_s)
-        if self._error is not None:
-            raise self._error
-        return self.done
-
-    def status(self) -> Any:
-        """All runs as they are now; the table of `Experiment.get_runs_info`."""
-        return self._status()
-
-    def cancel(self) -> None:
-        """Save and stop all runs, and wait for that. Idempotent."""
-        self._cancelled.set()
-        self.wait()
-
-    def _run(self) -> None:
-        try:
-            self._fit.run(self._cancelled)
-        except BaseException as error:  # noqa: BLE001 - raised by wait()
-            self._error = error
-
-
-@contextmanager
-def experiment_log(folder: ExperimentFolder) -> Iterator[None]:
-    """Send the package's messages to the experiment's log, and to the screen unless the
-    application has set logging up by itself."""
-    package = logging.getLogger("rapidfireai")
-    handlers: list[logging.Handler] = [logging.FileHandler(folder.log, delay=True)]
-    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    if not logging.getLogger().handlers and not package.handlers:
-        handlers.append(logging.StreamHandler())
-        handlers[1].setFormatter(logging.Formatter("%(message)s"))
-    level = package.level
-    if package.getEffectiveLevel() > logging.INFO:
-        package.setLevel(logging.INFO)
-    for handler in handlers:
-        package.addHandler(handler)
-    try:
-        yield
-    finally:
-        package.setLevel(level)
-        for handler in handlers:
-            package.removeHandler(handler)
-            handler.close()
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Progress bars of libraries off and `Dataset.map`'s cache on, as long as runs train."""
-    import datasets
-    import transformers
-
-    bars = datasets.are_progress_bars_disabled()
-    transformers_bars = transformers.logging.is_progress_bar_enabled()
-    caching = datasets.is_caching_enabled()
-    datasets.disable_progress_bars()
-    transformers.logging.disable_progress_bar()
-    datasets.enable_caching()
-    try:
-        yield
-    finally:
-        if not bars:
-            datasets.enable_progress_bars()
-        if transformers_bars:
-            transformers.logging.enable_progress_bar()
-        if not caching:
-            datasets.disable_caching()
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

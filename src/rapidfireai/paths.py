@@ -1,14 +1,16 @@
 """Where things are kept on disk, and how an experiment's folder is laid out."""
 
+import fcntl
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from rapidfireai.core.ids import RunId
-from rapidfireai.errors import ConfigError, ExperimentPathError
+from rapidfireai.errors import ConfigError, ExperimentBusyError, ExperimentPathError
 
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
 
@@ -65,6 +67,38 @@ class ExperimentFolder:
                 "RF_EXPERIMENT_PATH."
             ) from error
         raise AssertionError("the candidates never end")
+
+    @classmethod
+    def latest(cls, root: Path, name: str) -> "ExperimentFolder | None":
+        """The experiment of that name that was begun last; None if there is none."""
+        latest = None
+        for candidate in _candidates(name):
+            folder = cls(root / candidate)
+            if not folder.store.exists():
+                return latest
+            latest = folder
+        raise AssertionError("the candidates never end")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that trains the experiment.
+
+        Raises:
+            ExperimentBusyError: Another one does.
+        """
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ExperimentBusyError(
+                    f"the experiment {self.name!r} is being trained by process "
+                    f"{file.read().strip()}; wait for it, end it, or use another experiment_name"
+                ) from None
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
 
     @property
     def name(self) -> str:

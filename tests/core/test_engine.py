@@ -14,6 +14,7 @@ from rapidfireai.core.events import (
     MetricsLogged,
     MetricSource,
     RunFailed,
+    RunInterrupted,
     RunNoted,
     RunStopped,
     StepFinished,
@@ -24,7 +25,7 @@ from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.core.scheduler import Assign
 from rapidfireai.testing.simulation import FakeClock, SimulatedExecutor, queued_runs
 
-QUEUED, RUNNING, WAITING, COMPLETED, STOPPED, FAILED = RunStatus
+QUEUED, RUNNING, WAITING, COMPLETED, STOPPED, FAILED, INTERRUPTED = RunStatus
 
 
 class Recorder:
@@ -186,6 +187,20 @@ def test_stop_ends_queued_running_and_waiting_runs() -> None:
     assert status(subject) == {1: STOPPED, 2: STOPPED, 3: STOPPED}
     assert all(run.notes == ("stopped: enough",) for run in subject.runs)
     assert [run.active_s for run in subject.runs] == [1.0, 0.0, 0.0]
+
+
+def test_interrupt_writes_down_what_has_begun_and_leaves_the_rest_queued() -> None:
+    record = Recorder()
+    subject = engine({1: [1, 1, 1], 2: [1, 1, 1], 3: [1, 1], 4: [1]}, record=record)
+    step_until(subject, lambda subject: subject.runs[0].status is WAITING)
+    subject.stop([RunId(4)], "enough")
+
+    subject.interrupt("SIGTERM")
+
+    assert status(subject) == {1: INTERRUPTED, 2: INTERRUPTED, 3: QUEUED, 4: STOPPED}
+    assert [event.reason for event in record.events if isinstance(event, RunInterrupted)] == [
+        "SIGTERM"
+    ] * 2
 
 
 def test_stopped_runs_free_their_worker_and_leave_the_others_alone() -> None:

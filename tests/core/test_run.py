@@ -14,13 +14,15 @@ from rapidfireai.core.events import (
     MetricSource,
     RunCompleted,
     RunFailed,
+    RunInterrupted,
     RunNoted,
+    RunRecovered,
     RunStarted,
     RunStopped,
     StepFinished,
 )
 from rapidfireai.core.ids import RunId, WorkerId
-from rapidfireai.core.run import TERMINAL, TRANSITIONS, Run, RunStatus, apply
+from rapidfireai.core.run import ENDED, TERMINAL, TRANSITIONS, Run, RunStatus, apply
 from rapidfireai.errors import IllegalTransitionError
 
 ID = RunId(7)
@@ -56,7 +58,13 @@ EFFECTS: list[tuple[Event, dict[str, Any]]] = [
             "num_chunks": 8,
             "resolved": {"max_steps": 80},
             "notes": ("first", "bf16"),
+            "step": 0,
+            "active_s": 0.0,
         },
+    ),
+    (
+        RunStarted(run_id=ID, num_steps=80, num_chunks=8, resolved={}, step=20, active_s=9.0),
+        {"num_steps": 80, "num_chunks": 8, "resolved": {}, "step": 20, "active_s": 9.0},
     ),
     (
         StepFinished(run_id=ID, step=11, loss=2.25, active_s=5.5),
@@ -81,6 +89,14 @@ EFFECTS: list[tuple[Event, dict[str, Any]]] = [
     (
         RunStopped(run_id=ID, reason="no better than its parent", active_s=6.0),
         {"notes": ("first", "stopped: no better than its parent"), "active_s": 6.0},
+    ),
+    (
+        RunInterrupted(run_id=ID, reason="SIGTERM", active_s=6.0),
+        {"active_s": 6.0},
+    ),
+    (
+        RunRecovered(run_id=ID, step=8, chunks_done=1, active_s=4.0),
+        {"step": 8, "chunks_done": 1, "active_s": 4.0, "worker_id": None},
     ),
     (
         RunFailed(
@@ -149,10 +165,10 @@ def test_forbidden_event_raises_and_changes_nothing(status: RunStatus, event: Ev
 @pytest.mark.parametrize("status", RunStatus)
 def test_terminal_states_are_those_without_a_way_out(status: RunStatus) -> None:
     assert (status in TERMINAL) == (not TRANSITIONS[status])
-    assert replace(RUN, status=status).ended == (status in TERMINAL)
+    assert replace(RUN, status=status).ended == (status in ENDED)
 
 
-@pytest.mark.parametrize("status", [status for status in RunStatus if status not in TERMINAL])
+@pytest.mark.parametrize("status", [status for status in RunStatus if status not in ENDED])
 def test_a_run_can_be_stopped_and_can_fail_until_it_has_ended(status: RunStatus) -> None:
     assert TRANSITIONS[status][RunStopped] is RunStatus.STOPPED
     assert TRANSITIONS[status][RunFailed] is RunStatus.FAILED

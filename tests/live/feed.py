@@ -105,7 +105,8 @@ _CONTROLS = re.compile(r"(?:\r?\x1b\[[0-9;?]*[A-Za-z])+")
 def frames(console: Console) -> list[str]:
     """What a console of `terminal` was drawn with, one frame after the other."""
     assert isinstance(console.file, Tty)
-    return [frame.rstrip() for frame in _CONTROLS.split(console.file.written) if frame.strip()]
+    drawn = _CONTROLS.split(console.file.written)
+    return [re.sub(r" +$", "", frame, flags=re.M).rstrip() for frame in drawn if frame.strip()]
 
 
 def terminal(width: int = 120, height: int = 40, encoding: str = "utf-8") -> Console:

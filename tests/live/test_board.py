@@ -93,9 +93,7 @@ def test_device_metrics_are_kept_by_run_and_for_all() -> None:
         pytest.param([{"eval_loss": 9.0}, {}, {}], "loss", [1, 2, 3], id="few have it"),
     ],
 )
-def test_runs_are_ranked(
-    values: Sequence[dict[str, float]], metric: str, order: list[int]
-) -> None:
+def test_runs_are_ranked(values: Sequence[dict[str, float]], metric: str, order: list[int]) -> None:
     board, feed = feed_of(3)
     for run_id, metrics in enumerate(values, start=1):
         feed.start(run_id)

@@ -48,9 +48,7 @@ def four() -> Scene:
     for run_id in (1, 2, 3):
         scene.feed.start(run_id, notes=("bf16 is off",))
         for step in range(1, 11):
-            scene.feed.metrics(
-                {"num_tokens": step * 500.0}, run_id, step, source=MetricSource.LOG
-            )
+            scene.feed.metrics({"num_tokens": step * 500.0}, run_id, step, source=MetricSource.LOG)
             scene.feed.step(run_id, step, loss=3.0 / step + run_id)
         scene.feed.metrics({"eval_loss": 2.0 - run_id / 10, "eval_f1": 0.5}, run_id, 10)
         memory = {"run_memory_gib": 0.25, "host_memory_gib": 1.25, "cpu_percent": 197.6}
@@ -99,9 +97,7 @@ def test_final_table(four: Scene) -> None:
 
 @pytest.mark.parametrize("width", [10, 40, 60, 80, 100, 200])
 @pytest.mark.parametrize("height", [1, 4, 8, 12, 40])
-def test_nothing_is_wider_or_higher_than_the_terminal(
-    four: Scene, width: int, height: int
-) -> None:
+def test_nothing_is_wider_or_higher_than_the_terminal(four: Scene, width: int, height: int) -> None:
     lines = four.live(width, height)
     assert len(lines) <= height
     assert max(map(len, lines)) <= width

@@ -94,10 +94,13 @@ class NoisyTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.num_losses = 0
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.num_losses += 1
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        self.num_losses += model.training
         outputs = model(**inputs)
-        return outputs.loss * (1 + 0.1 * torch.rand(()))
+        loss = outputs.loss * (1 + 0.1 * torch.rand(()))
+        return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return torch.utils.data.RandomSampler(train_dataset or self.train_dataset)
@@ -112,6 +115,7 @@ class LoopTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> None:
         self.create_optimizer_and_scheduler(self.args.max_steps)
         self.state.max_steps = self.args.max_steps
+        self.current_gradient_accumulation_steps = 1
         self.model.train()
         for _, batch in zip(range(self.args.max_steps), self.get_train_dataloader(), strict=False):
             loss = self.training_step(self.model, batch)
@@ -275,9 +279,7 @@ class SoloRuns:
     def __init__(self) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        self._pool = ProcessPoolExecutor(
-            max_workers=1, mp_context=context, max_tasks_per_child=1
-        )
+        self._pool = ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1)
         self._futures: dict[str, Future[Outcome]] = {}
 
     def start(

@@ -23,7 +23,7 @@ from rapidfireai.automl import (
 from rapidfireai.core.policy import StopRun
 from rapidfireai.core.run import Run
 from rapidfireai.errors import ConfigError, DatasetError
-from rapidfireai.fit import FitHandle
+from rapidfireai.background import FitHandle
 from rapidfireai.testing.tiny import (
     instruction_rows,
     preference_rows,

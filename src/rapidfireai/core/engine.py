@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from rapidfireai.core.events import ChunkAssigned, Event
+from rapidfireai.core.events import ChunkAssigned, Event, RunInterrupted, RunStopped
 from rapidfireai.core.executor import Executor
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.policy import Advice, Policy
@@ -91,6 +91,19 @@ class Engine:
             if not self._runs[run_id].ended:
                 for event in self._executor.stop(run_id, reason):
                     self._apply(event)
+
+    def interrupt(self, reason: str) -> None:
+        """Write all runs down, to be taken up by another process; runs that ended stay so.
+
+        Runs that have not begun have nothing to write down and stay queued.
+        """
+        for run in self.runs:
+            if run.ended or run.status is RunStatus.QUEUED:
+                continue
+            for event in self._executor.stop(run.id, reason):
+                if isinstance(event, RunStopped):
+                    event = RunInterrupted(run_id=run.id, reason=reason, active_s=event.active_s)
+                self._apply(event)
 
     def _idle(self) -> tuple[WorkerId, ...]:
         return tuple(worker for worker in self._executor.workers if worker not in self._busy)

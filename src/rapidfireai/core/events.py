@@ -111,6 +111,25 @@ class RunStopped:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RunInterrupted:
+    """The process is about to end before the run has; its checkpoint is written."""
+
+    run_id: RunId
+    reason: str
+    active_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecovered:
+    """A new process takes the run over as its latest checkpoint has it."""
+
+    run_id: RunId
+    step: int
+    chunks_done: int
+    active_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunFailed:
     """The run raised, ran out of memory or diverged."""
 
@@ -131,5 +150,7 @@ Event = (
     | ChunkFinished
     | RunCompleted
     | RunStopped
+    | RunInterrupted
+    | RunRecovered
     | RunFailed
 )

@@ -18,7 +18,9 @@ from rapidfireai.core.events import (
     MetricsLogged,
     RunCompleted,
     RunFailed,
+    RunInterrupted,
     RunNoted,
+    RunRecovered,
     RunStarted,
     RunStopped,
     StepFinished,
@@ -42,9 +44,15 @@ class RunStatus(StrEnum):
     """Ended early on request; its folder holds what it learned."""
     FAILED = "failed"
     """Raised, ran out of memory or diverged; its error and traceback are stored."""
+    INTERRUPTED = "interrupted"
+    """Written down because the process was asked to end; the same script again takes it up."""
 
 
 TERMINAL: Final = frozenset({RunStatus.COMPLETED, RunStatus.STOPPED, RunStatus.FAILED})
+"""Statuses without a way out."""
+
+ENDED: Final = TERMINAL | {RunStatus.INTERRUPTED}
+"""Statuses in which a run trains no more in this process."""
 
 _ENDS: Final = {
     RunStopped: RunStatus.STOPPED,
@@ -60,6 +68,9 @@ TRANSITIONS: Final[Mapping[RunStatus, Mapping[type, RunStatus]]] = {
         RunNoted: RunStatus.RUNNING,
         ChunkFinished: RunStatus.WAITING,
         RunCompleted: RunStatus.COMPLETED,
+        RunInterrupted: RunStatus.INTERRUPTED,
+        # The process that ran it was killed.
+        RunRecovered: RunStatus.QUEUED,
         **_ENDS,
     },
     RunStatus.WAITING: {
@@ -67,8 +78,11 @@ TRANSITIONS: Final[Mapping[RunStatus, Mapping[type, RunStatus]]] = {
         # A waiting run that is stopped ends its trainer first, which logs and has notes to give.
         MetricsLogged: RunStatus.WAITING,
         RunNoted: RunStatus.WAITING,
+        RunInterrupted: RunStatus.INTERRUPTED,
+        RunRecovered: RunStatus.QUEUED,
         **_ENDS,
     },
+    RunStatus.INTERRUPTED: {RunRecovered: RunStatus.QUEUED, RunStopped: RunStatus.STOPPED},
     RunStatus.COMPLETED: {},
     RunStatus.STOPPED: {},
     RunStatus.FAILED: {},
@@ -83,6 +97,8 @@ class Run:
     name: str
     config: Mapping[str, Json]
     """The configuration as given, after the search has expanded it."""
+    identity: str = ""
+    """Digest of all that decides about the run's numbers; equal ones are told apart by order."""
     path: str
     """Folder that holds the run's model, tokenizer, trainer state and configuration."""
     status: RunStatus = RunStatus.QUEUED
@@ -106,8 +122,13 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether the run will not train any more."""
-        return self.status in TERMINAL
+        """Whether the run trains no more in this process."""
+        return self.status in ENDED
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the same script, run again, has something left to do for the run."""
+        return self.status not in TERMINAL
 
     @property
     def remaining_s(self) -> float | None:
@@ -130,7 +151,7 @@ def apply(run: Run, event: Event) -> Run:
     return replace(run, status=status, **_changes(run, event))
 
 
-def _changes(run: Run, event: Event) -> dict[str, Json]:
+def _changes(run: Run, event: Event) -> dict[str, Json]:  # noqa: C901 - a table: one case each
     match event:
         case ChunkAssigned():
             return {"worker_id": event.worker_id}
@@ -164,6 +185,15 @@ def _changes(run: Run, event: Event) -> dict[str, Json]:
             }
         case RunStopped():
             return {"active_s": event.active_s, "notes": (*run.notes, f"stopped: {event.reason}")}
+        case RunInterrupted():
+            return {"active_s": event.active_s}
+        case RunRecovered():
+            return {
+                "step": event.step,
+                "chunks_done": event.chunks_done,
+                "active_s": event.active_s,
+                "worker_id": None,
+            }
         case RunFailed():
             return {
                 "active_s": event.active_s,

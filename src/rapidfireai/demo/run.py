@@ -1,4 +1,7 @@
-"""What `rapidfireai demo` does, through the public API only: train, rank, ask."""
+"""What `rapidfireai demo` does, through the public API only: train, rank, ask.
+
+Shapes: T tokens.
+"""
 
 import time
 import warnings
@@ -89,9 +92,7 @@ def run(folder: Path, questions: Questions, plan: Plan, console: "Console") -> N
         console.print()
         for label, text in {**texts, f"run {best['run_id']}": after}.items():
             console.print(f"{label:>6}  {text}", markup=False)
-    console.print(
-        f"\nAll runs, their adapters and the log are in {experiment.path}", soft_wrap=True
-    )
+    console.print(f"\nAll runs, their adapters and the log are in {experiment.path}")
     experiment.end()
 
 

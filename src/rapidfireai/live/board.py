@@ -17,7 +17,9 @@ from rapidfireai.core.events import (
     MetricsLogged,
     MetricSource,
     RunFailed,
+    RunInterrupted,
     RunNoted,
+    RunRecovered,
     RunStarted,
     RunStopped,
     StepFinished,
@@ -84,11 +86,9 @@ class Board:
                     row.tokens_per_s = num_tokens / event.active_s
             case MetricsLogged():
                 self._take_metrics(row, event)
-            case RunStarted() | RunNoted() | RunStopped() | RunFailed():
+            case _:
                 for text, level in _told(event, after):
                     self.messages.add(text, level, after.id)
-            case _:
-                pass
 
     def _take_metrics(self, row: Row, event: MetricsLogged) -> None:
         values = event.values
@@ -195,20 +195,24 @@ def knobs(runs: Sequence[Run]) -> dict[str, dict[RunId, object]]:
     }
 
 
-def _told(
-    event: RunStarted | RunNoted | RunStopped | RunFailed, run: Run
-) -> Iterator[tuple[str, int]]:
+def _told(event: Event, run: Run) -> Iterator[tuple[str, int]]:
     """What the event has to say to a person, with levels as in `logging`."""
     match event:
+        case RunStarted():
+            yield from ((note, logging.INFO) for note in event.notes)
         case RunNoted():
             yield event.note, logging.INFO
         case RunStopped():
             yield f"stopped: {event.reason}", logging.INFO
+        case RunInterrupted():
+            yield f"interrupted: {event.reason}", logging.INFO
+        case RunRecovered():
+            yield f"taken up again at step {event.step}", logging.INFO
         case RunFailed():
             yield f"failed at step {run.step}: {event.error}", logging.ERROR
             yield from ((note, logging.WARNING) for note in event.notes)
-        case RunStarted():
-            yield from ((note, logging.INFO) for note in event.notes)
+        case _:
+            pass
 
 
 def _leaves(

@@ -28,6 +28,7 @@ _STYLES: Final = {
     RunStatus.QUEUED: "dim",
     RunStatus.COMPLETED: "green",
     RunStatus.STOPPED: "yellow",
+    RunStatus.INTERRUPTED: "yellow",
     RunStatus.FAILED: "red",
 }
 _ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")

@@ -7,7 +7,9 @@ from rapidfireai.core.events import (
     Event,
     RunCompleted,
     RunFailed,
+    RunInterrupted,
     RunNoted,
+    RunRecovered,
     RunStarted,
     RunStopped,
 )
@@ -49,6 +51,10 @@ class ProgressLines:
                 logger.info("run %s  %s", after.id, self._standing(after))
             case RunStopped():
                 logger.info("run %s  stopped at step %d: %s", after.id, after.step, event.reason)
+            case RunInterrupted():
+                logger.info("run %s  interrupted at step %d", after.id, after.step)
+            case RunRecovered():
+                logger.info("run %s  taken up again at step %d", after.id, after.step)
             case RunFailed():
                 logger.error("run %s  failed at step %d: %s", after.id, after.step, event.error)
                 for note in event.notes:

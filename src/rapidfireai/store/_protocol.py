@@ -71,6 +71,14 @@ class Store(Protocol):
         """
         ...
 
+    def add_runs(self, runs: Sequence[Run]) -> None:
+        """Take in further runs of the experiment.
+
+        Raises:
+            StoreError: Nothing has been created, or a run has the id of another.
+        """
+        ...
+
     def experiment(self) -> ExperimentRecord:
         """The experiment's record.
 

@@ -50,6 +50,14 @@ class MemoryStore:
             raise StoreError(f"two runs share an id in {[run.id for run in runs]}")
         self._experiment, self._runs = _codec.to_text(experiment), stored
 
+    def add_runs(self, runs: Sequence[Run]) -> None:
+        """Take in further runs. See `Store.add_runs`."""
+        self.experiment()
+        stored = _stored(runs)
+        if len(stored) < len(runs) or stored.keys() & self._runs.keys():
+            raise StoreError(f"two runs share an id in {[run.id for run in runs]}")
+        self._runs = {**self._runs, **stored}
+
     def experiment(self) -> ExperimentRecord:
         """The experiment's record. See `Store.experiment`."""
         self._check_open()

@@ -120,14 +120,13 @@ class SqliteStore:
                 raise StoreError(
                     f"{self._path} holds the experiment {name!r} already: use another file"
                 )
-            for run in runs:
-                made = db.execute(
-                    "INSERT INTO runs (id, status, body) VALUES (:id, :status, :body)"
-                    " ON CONFLICT DO NOTHING",
-                    _run_columns(run),
-                )
-                if made.rowcount == 0:
-                    raise StoreError(f"two runs have the id {run.id}: give each its own")
+            _insert_runs(db, runs)
+
+    def add_runs(self, runs: Sequence[Run]) -> None:
+        """Take in further runs. See `Store.add_runs`."""
+        with self._transaction() as db:
+            self.experiment()
+            _insert_runs(db, runs)
 
     def experiment(self) -> ExperimentRecord:
         """The experiment's record. See `Store.experiment`."""
@@ -272,6 +271,17 @@ class SqliteStore:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             advice = _ADVICE.get(code, "open another store, in the thread that uses it")
             raise StoreError(f"{self._path}: {error}; {advice}") from error
+
+
+def _insert_runs(db: sqlite3.Connection, runs: Sequence[Run]) -> None:
+    for run in runs:
+        made = db.execute(
+            "INSERT INTO runs (id, status, body) VALUES (:id, :status, :body)"
+            " ON CONFLICT DO NOTHING",
+            _run_columns(run),
+        )
+        if made.rowcount == 0:
+            raise StoreError(f"two runs have the id {run.id}: give each its own")
 
 
 def _run_columns(run: Run) -> dict[str, Any]:

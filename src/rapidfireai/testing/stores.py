@@ -28,7 +28,9 @@ from rapidfireai.core.events import (
     MetricSource,
     RunCompleted,
     RunFailed,
+    RunInterrupted,
     RunNoted,
+    RunRecovered,
     RunStarted,
     RunStopped,
     StepFinished,
@@ -60,6 +62,8 @@ EVENTS: Final[tuple[Event, ...]] = (
     ChunkAssigned(run_id=FIRST, worker_id=WorkerId(0), chunk=0),
     RunStarted(run_id=FIRST, num_steps=40, num_chunks=4, resolved=AWKWARD_JSON, notes=("a", "b")),
     StepFinished(run_id=FIRST, step=7, loss=math.nan, active_s=1.5),
+    RunInterrupted(run_id=FIRST, reason="SIGTERM", active_s=3.5),
+    RunRecovered(run_id=FIRST, step=8, chunks_done=2, active_s=3.25),
     MetricsLogged(
         run_id=FIRST,
         step=7,
@@ -133,6 +137,7 @@ def _contents(store: Store) -> str:
 
 
 USES: Final[dict[str, Callable[[Store], object]]] = {
+    "add_runs": lambda store: store.add_runs([]),
     "create": lambda store: store.create(example_experiment(), []),
     "experiment": lambda store: store.experiment(),
     "runs": lambda store: store.runs(),
@@ -195,6 +200,19 @@ class StoreContract:
         assert store.runs() == []
         store.create(example_experiment(), [example_run(FIRST)])
         assert len(store.runs()) == 1
+
+    def test_takes_in_further_runs(self, filled: Store) -> None:
+        third = example_run(RunId(3))
+        filled.add_runs([third])
+        assert repr(filled.runs()[-1]) == repr(third)
+        contents = _contents(filled)
+        with pytest.raises(StoreError, match="id"):
+            filled.add_runs([example_run(RunId(4)), example_run(FIRST)])
+        assert _contents(filled) == contents
+
+    def test_takes_in_no_runs_before_create(self, store: Store) -> None:
+        with pytest.raises(StoreError, match="no experiment"):
+            store.add_runs([example_run(FIRST)])
 
     @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
     def test_keeps_every_event(self, filled: Store, event: Event) -> None:

@@ -31,6 +31,8 @@ class RunSpec:
 
     run_id: RunId
     config: RunConfig
+    identity: str = ""
+    """See `training.identity`."""
     folder: Path
     """The trainer's output folder."""
     final: Path

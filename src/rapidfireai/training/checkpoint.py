@@ -237,4 +237,3 @@ def _default(target: MutableMapping[str, Any], name: str) -> Any:
         return None
     target[name] = factory()
     return target[name]
-

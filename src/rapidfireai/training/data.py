@@ -88,7 +88,7 @@ class Format:
         return ", ".join(dict.fromkeys(" + ".join(columns) for columns in sets))
 
     def reads(self, columns: Collection[str], text_field: str | None) -> bool:
-        """Whether TRL reads these columns as they are, and they are no known schema's."""
+        """Whether TRL reads these columns as they are."""
         return text_field in columns or any(needed <= set(columns) for needed in self.native)
 
     def reads_implicitly(self, columns: Collection[str]) -> bool:
@@ -319,17 +319,22 @@ class _Checked:
         self._function = function
         self._dataset = request.name
         self._takes_text = request.kind is DataKind.DEMONSTRATION
-        self._columns: set[str] | None = None
+        self._first: dict[str, str | None] | None = None
 
     def __call__(self, row: Row) -> dict[str, Any]:
         made = self._made(dict(row))
-        if self._columns is None:
-            self._columns = set(made)
-        elif set(made) != self._columns:
+        kinds = {name: _kind(value) for name, value in sorted(made.items())}
+        if self._first is None:
+            self._first = kinds
+        # Values of several types go into one column nevertheless, as JSON that no trainer reads.
+        elif kinds.keys() != self._first.keys() or any(
+            kinds[name] != kind and None not in (kinds[name], kind)
+            for name, kind in self._first.items()
+        ):
             raise DatasetError(
-                f"formatting_func {self.name} returned the columns {sorted(self._columns)} for the "
-                f"first row of {self._dataset}, and {sorted(made)} for another; it has to return "
-                "the same for all."
+                f"formatting_func {self.name} returned {_listed(self._first)} for the first row of "
+                f"{self._dataset}, and {_listed(kinds)} for another; it has to return the same "
+                "columns with the same types for all."
             )
         return made
 
@@ -352,6 +357,20 @@ class _Checked:
             f"formatting_func {self.name} returned a {type(made).__name__} for a row of "
             f"{self._dataset}; it has to return {allowed}."
         )
+
+
+def _kind(value: Any) -> str | None:
+    """The value's type, as far as it has to be the same in all rows; None may be anywhere."""
+    if value is None:
+        return None
+    for kind, types in (("text", str), ("a list", list | tuple), ("a dict", Mapping)):
+        if isinstance(value, types):
+            return kind
+    return "a value"
+
+
+def _listed(kinds: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "nothing"
 
 
 class _Converter:

@@ -136,9 +136,7 @@ class Instrument:
     @property
     def progress(self) -> Progress:
         """How far the run is, at a boundary."""
-        return Progress(
-            step=self._step, chunks_done=self._chunk, active_s=self.stopwatch.read_s()
-        )
+        return Progress(step=self._step, chunks_done=self._chunk, active_s=self.stopwatch.read_s())
 
     def step_ended(self) -> None:
         """The trainer's `on_step_end`: a boundary for those that do not fetch batches."""
@@ -196,7 +194,9 @@ class Instrument:
         if self._resumption is not None:
             self._resumption.apply(self._trainer)
             progress = self._resumption.progress
-        self._step, self._chunk = progress.step, progress.chunks_done
+        self._step = progress.step
+        # Not the number that was saved: the chunks may have been cut differently then.
+        self._chunk = sum(end <= progress.step for end in self._chunk_ends)
         self.stopwatch.reset(progress.active_s)
         self._emit(
             RunStarted(

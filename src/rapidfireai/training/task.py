@@ -47,9 +47,7 @@ class TrainingTask:
         self._fiber: Fiber[str, list[Event]] = Fiber(self._train, f"run-{self._run_id}")
         self._trainer: Any = None
         self._instrument: Instrument | None = None
-        self._checkpoints = CheckpointPace(
-            parts.spec.checkpoints, parts.spec.checkpoint_every_s
-        )
+        self._checkpoints = CheckpointPace(parts.spec.checkpoints, parts.spec.checkpoint_every_s)
         self._unsent: list[Event] = []
         """Events on their way out; a failure right there must not lose them."""
 
@@ -137,7 +135,9 @@ class TrainingTask:
             self._save(resolved)
             return [
                 *events,
-                RunCompleted(run_id=self._run_id, step=instrument.progress.step, active_s=self._active_s),
+                RunCompleted(
+                    run_id=self._run_id, step=instrument.progress.step, active_s=self._active_s
+                ),
             ]
         except _Stop as stop:
             self._save(resolved)
