@@ -84,13 +84,14 @@ class Feed:
 
 
 class Tty(io.TextIOWrapper):
-    """A file that says it is a terminal."""
+    """A file in memory that says it is a terminal, unless told."""
 
-    def __init__(self, encoding: str = "utf-8") -> None:
+    def __init__(self, encoding: str = "utf-8", *, is_tty: bool = True) -> None:
         super().__init__(io.BytesIO(), encoding=encoding, write_through=True)
+        self._is_tty = is_tty
 
     def isatty(self) -> bool:
-        return True
+        return self._is_tty
 
     @property
     def written(self) -> str:

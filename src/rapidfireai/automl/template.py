@@ -124,6 +124,8 @@ class Template(Composite):
 
     def _drop(self, name: str, value: Any, row: Dropped | Refused) -> None:
         if isinstance(row, Refused):
+            if value is None:  # asks for nothing
+                return
             raise ConfigError(f"{self._title}: {name}={shown(value)} cannot be used; {row.instead}")
         if row.harmless is not None and value not in row.harmless:
             raise ConfigError(

@@ -177,6 +177,8 @@ def _private_base(config: RunConfig, args: Any) -> str | None:
     init = config.peft.arguments.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_REWRITING_INITS):
         return f"init_lora_weights={init!r} rewrites the base's weights"
+    if config.peft.arguments.get("kasa_config") is not None:
+        return "kasa_config truncates the base's weights"
     bias = config.peft.arguments.get("bias", "none")
     if bias != "none":
         return f"bias={bias!r} trains the base's biases"

@@ -61,6 +61,8 @@ class _Resident:
     places: list["_Place"] = field(default_factory=list)
     """Of the tensors when hot, in the same order."""
     num_bytes: int = 0
+    working_bytes: int = 0
+    """What a chunk needs on top while it trains, activations above all, as last measured."""
 
 
 class MemoryTiers:
@@ -103,9 +105,11 @@ class MemoryTiers:
         """Bring the run's tensors to the device, and others away if there is no room for both."""
         resident = self._residents.get(run_id)
         needed = 0 if resident is None or resident.tier is Tier.HOT else resident.num_bytes
-        self._make_room(needed, keep=run_id)
+        self._make_room(needed, self._working_bytes(resident), keep=run_id)
         if resident is not None and resident.tier is not Tier.HOT:
             self._heat(run_id, resident)
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
 
     def after_training(self, run_id: RunId, owner: Owner) -> None:
         """Take note of the run's tensors, now that it is paused."""
@@ -117,7 +121,11 @@ class MemoryTiers:
             places=[_Place.of(tensor) for tensor in tensors],
             num_bytes=sum(tensor.untyped_storage().nbytes() for tensor in tensors),
         )
-        self._make_room(0, keep=run_id)
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device)
+            now = torch.cuda.memory_allocated(self._device)
+            self._residents[run_id].working_bytes = peak - now
+        self._make_room(0, 0, keep=run_id)
 
     def forget(self, run_id: RunId) -> None:
         """The run has ended."""
@@ -129,14 +137,20 @@ class MemoryTiers:
         self._residents.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _make_room(self, needed: int, keep: RunId) -> None:
+    def _working_bytes(self, resident: _Resident | None) -> int:
+        """Of a run that has not trained yet as much as the most that another needed."""
+        if resident is not None:
+            return resident.working_bytes
+        return max((r.working_bytes for r in self._residents.values()), default=0)
+
+    def _make_room(self, needed: int, working: int, keep: RunId) -> None:
         for run_id, resident in reversed(list(self._residents.items())):
-            if not self._is_short(needed):
+            if not self._is_short(needed, working):
                 return
             if resident.tier is Tier.HOT and run_id != keep:
                 self._cool(run_id, resident)
 
-    def _is_short(self, needed: int) -> bool:
+    def _is_short(self, needed: int, working: int) -> bool:
         if self._hot_limit is not None:
             return self.hot_bytes() + needed > self._hot_limit
         if self._device.type != "cuda":
@@ -145,7 +159,7 @@ class MemoryTiers:
         reusable = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
             self._device
         )
-        return needed > free + reusable
+        return needed + working > free + reusable
 
     def _cool(self, run_id: RunId, resident: _Resident) -> None:
         self.num_moves += 1

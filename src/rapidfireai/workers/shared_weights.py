@@ -26,6 +26,11 @@ logger = logging.getLogger(__name__)
 CreateModel = Callable[[dict[str, Any]], tuple[Any, Any]]
 """The user's function: model configuration -> (model, tokenizer)."""
 
+_NUM_SLICES = 16
+_BLOCK_BYTES = 4096
+"""Slice i of a tensor is every 16th of its blocks, from block i on. What is left at the end, which
+is all of a small tensor, belongs to every slice."""
+
 
 class _Reads(dict[str, Any]):
     """A dictionary that remembers which of its keys were looked at."""
@@ -154,7 +159,7 @@ class Base:
     def verify(self, *, whole: bool = False) -> None:
         """Check that nobody wrote to the weights; if somebody did, bring them back first.
 
-        All is read if asked, if a run has got the weights since the last time, or if torch's version
+        All is read if asked, if a run has got the weights since all was read, or if torch's version
         counters have counted a write. Otherwise one slice of each tensor is read, in turn: the
         counters do not see writes through `.data`, but those that libraries do, such as merging an
         adapter, change every slice. What changes one slice alone is found when its turn comes, or
@@ -208,7 +213,10 @@ class Base:
         return [(t.data_ptr(), t.dtype, t.shape, t.requires_grad) for t in self._shared.values()]
 
     def _count_writes(self) -> list[int]:
-        return [t._version for t in self._shared.values()]  # noqa: SLF001 - no public counter
+        return [
+            0 if t.is_inference() else t._version  # noqa: SLF001 - no public counter
+            for t in self._shared.values()
+        ]
 
     def _read(self, part: int | None) -> list[int]:
         sums = [_checksum(tensor, part) for tensor in self._shared.values()]
@@ -225,12 +233,6 @@ def _broken(why: str) -> SharedWeightsError:
         "on, since none could be trusted. Let create_model load the weights anew at each call, and "
         f"if the trainer or a callback has to change the base, {_ADVICE}"
     )
-
-
-_NUM_SLICES = 16
-_BLOCK_BYTES = 4096
-"""Slice i of a tensor is every block that leaves i when divided by the number of slices. What is
-left at the end, or all of a small tensor, belongs to every slice."""
 
 
 def _checksum(tensor: torch.Tensor, part: int | None) -> torch.Tensor:
