@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rapidfireai.demo.dataset import standard_library
+from rapidfireai.testing.tiny import sentence, tiny_model, tiny_tokenizer
 
 SEED = 42
 TINY = "tiny"
-SMOLLM2 = "smollm2"
 
 LORA: Mapping[str, Any] = {
     "r": 8,
@@ -48,18 +52,14 @@ class Case:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
     @property
-    def chunk_ends_at(self) -> int:
-        """The step at which the first chunk ends."""
-        return -(-self.num_steps // self.num_chunks)
+    def steps_per_chunk(self) -> int:
+        """Optimizer steps of each chunk; the number of steps is a multiple of that of chunks."""
+        return self.num_steps // self.num_chunks
 
     def create_model(self, model_config: dict[str, Any]) -> tuple[Any, Any]:
         """The base and its tokenizer, as `run_fit` wants them."""
         if self.model == TINY:
-            from rapidfireai.testing.tiny import tiny_model, tiny_tokenizer
-
             return tiny_model(), tiny_tokenizer()
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         model = AutoModelForCausalLM.from_pretrained(self.model, dtype="float32")
         return model, AutoTokenizer.from_pretrained(self.model)
 
@@ -79,15 +79,13 @@ class Case:
             # Both ways evaluate the same rows at the same steps.
             arguments |= {
                 "eval_strategy": "steps",
-                "eval_steps": self.chunk_ends_at,
-                "per_device_eval_batch_size": self.num_eval_rows,
+                "eval_steps": self.steps_per_chunk,
+                "per_device_eval_batch_size": self.batch_size,
             }
         return arguments
 
     def rows(self) -> tuple[Any, Any]:
         """Datasets to train and to evaluate on; None for the latter if nothing is evaluated."""
-        from datasets import Dataset
-
         num_train = self.num_steps * self.batch_size
         texts = self._texts(num_train + self.num_eval_rows)
         train = Dataset.from_dict({"text": texts[:num_train]})
@@ -99,13 +97,9 @@ class Case:
             rows = [json.loads(line) for line in self.data.read_text().splitlines()]
             texts = [f"{row['question']}\n{row['answer']}" for row in rows]
         elif self.model == TINY:
-            from rapidfireai.testing.tiny import sentence
-
             rng = random.Random(SEED)
             return [sentence(rng, 12) for _ in range(num)]
         else:
-            from rapidfireai.demo.dataset import standard_library
-
             questions = standard_library(num_train=384, num_held_out=64, seed=SEED)
             texts = [f"{row['instruction']}\n{row['response']}" for row in questions.train]
         return [texts[i % len(texts)] for i in range(num)]

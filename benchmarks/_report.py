@@ -13,6 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rapidfireai import __version__
+
 LIBRARIES = ("rapidfireai", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -30,6 +34,15 @@ class Spread:
     def of(cls, values: Sequence[float]) -> "Spread":
         """The median of the values and the range they cover."""
         return cls(statistics.median(values), min(values), max(values), len(values))
+
+
+def percentiles(values: Sequence[float], unit: str) -> str:
+    """The median and the value that 95 of 100 do not exceed."""
+    if not values:
+        return "none"
+    ordered = sorted(values)
+    shown = (ordered[int(len(ordered) * share)] for share in (0.5, 0.95))
+    return f"{' / '.join(f'{value:.2f}' for value in shown)} {unit}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +95,6 @@ def command() -> str:
 
 def environment() -> dict[str, str]:
     """Date, hardware and versions."""
-    import torch
-
     gpu = "none"
     if torch.cuda.is_available():
         gpu = f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})"
@@ -99,8 +110,6 @@ def environment() -> dict[str, str]:
 
 def _version(name: str) -> str:
     if name == "rapidfireai":
-        from rapidfireai import __version__
-
         return __version__
     return importlib.metadata.version(name)
 

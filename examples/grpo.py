@@ -1,7 +1,7 @@
 """Group relative policy optimization on word problems: two sets of rewards, compared.
 
     python examples/grpo.py
-    python examples/grpo.py --model path/to/model --dataset path/to/folder/with/json --subset default
+    python examples/grpo.py --model path/to/model --dataset path/to/json --subset default
 
 The dataset needs the columns question and answer, with the number wanted after "####" as in GSM8K.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from datasets import load_dataset
 
 from rapidfireai import Experiment
-from rapidfireai.automl import List, RFGRPOConfig, RFGridSearch, RFLoraConfig, RFModelConfig
+from rapidfireai.automl import List, RFGRPOConfig, RFLoraConfig, RFModelConfig
 
 
 def main() -> None:

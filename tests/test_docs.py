@@ -243,6 +243,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(file), f"{page.name}: {target} has no such heading"
 
 
+def test_readme_leads_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = {str(page.relative_to(ROOT)) for page in PAGES} - {"README.md"}
+    assert {name for name in pages if f"]({name})" in readme} == pages
+
+
 @every_page
 def test_files_of_the_project_that_pages_name_are_there(page: Path) -> None:
     for name in re.findall(r"`([\w./]+\.py)`", prose(page)):
@@ -379,6 +385,8 @@ def test_old_names_are_answered_as_the_table_says() -> None:
             assert answer == code(row.new)
         else:
             assert answer.startswith("refused" if isinstance(row, Refused) else "dropped"), old
+        for value in getattr(row, "harmless", None) or ():
+            assert code(value if value is None else json.dumps(value)) in answer, old
 
 
 def test_every_status_and_every_tier_is_explained() -> None:

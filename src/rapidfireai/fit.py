@@ -5,8 +5,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ from rapidfireai.core.ids import RunId
 from rapidfireai.core.policy import Policy
 from rapidfireai.core.run import Run, RunStatus, apply
 from rapidfireai.errors import ConfigError
+from rapidfireai.live import progress_view
 from rapidfireai.paths import ExperimentFolder
-from rapidfireai.progress import ProgressLines
 from rapidfireai.store import ExperimentRecord, Recorder, SqliteStore, Store
 from rapidfireai.surroundings import (
     Terminated,
@@ -136,12 +136,31 @@ class Fit:
             SystemExit: SIGTERM, likewise.
         """
         from rapidfireai.workers.in_process import InProcessExecutor
+        from rapidfireai.workers.telemetry import DeviceMonitor
 
+        executor = InProcessExecutor(self._workload, self._memory(), DeviceMonitor(self._device))
         with (
             self._held,
             closing(SqliteStore(self._folder.store)) as store,
-            closing(InProcessExecutor(self._workload, self._memory())) as executor,
+            closing(executor),
+            self._watched() as view,
         ):
+            recorder = Recorder(store, SystemClock())
+            engine = Engine(
+                self._runs,
+                executor,
+                recorder,
+                [view, *self._request.trackers],
+                self._request.policies,
+            )
+            try:
+                self._drive(engine, cancelled)
+            finally:
+                recorder.flush()
+
+    @contextmanager
+    def _watched(self) -> Iterator[Listener]:
+        with progress_view(self._runs) as view:
             logger.info(
                 "experiment %r: %d configurations on %s; all is kept in %s",
                 self._folder.name,
@@ -149,30 +168,23 @@ class Fit:
                 self._device,
                 self._folder.path,
             )
-            recorder = Recorder(store, SystemClock())
-            engine = Engine(
-                self._runs,
-                executor,
-                recorder,
-                [ProgressLines(), *self._request.trackers],
-                self._request.policies,
-            )
-            try:
-                with terminated_as_interrupt():
-                    while not engine.ended:
-                        if cancelled.is_set():
-                            engine.stop([run.id for run in self._runs], "cancelled by the user")
-                        else:
-                            engine.step()
-            except KeyboardInterrupt as signal:
-                logger.warning("interrupted: writing all runs down")
-                engine.interrupt("interrupted by the user")
-                logger.warning("run the same script again to go on where they are")
-                if isinstance(signal, Terminated):
-                    raise SystemExit(signal.exit_status) from None
-                raise
-            finally:
-                recorder.flush()
+            yield view
+
+    def _drive(self, engine: Engine, cancelled: threading.Event) -> None:
+        try:
+            with terminated_as_interrupt():
+                while not engine.ended:
+                    if cancelled.is_set():
+                        engine.stop([run.id for run in self._runs], "cancelled by the user")
+                    else:
+                        engine.step()
+        except KeyboardInterrupt as signal:
+            logger.warning("interrupted: writing all runs down")
+            engine.interrupt("interrupted by the user")
+            logger.warning("run the same script again to go on where they are")
+            if isinstance(signal, Terminated):
+                raise SystemExit(signal.exit_status) from None
+            raise
 
     def _plan(self) -> "tuple[list[RunSpec], Continuation]":
         """What to run, under the numbers that earlier processes gave it."""

@@ -74,6 +74,8 @@ class ExperimentFolder:
         latest = None
         for candidate in _candidates(name):
             folder = cls(root / candidate)
+            if folder.path.exists() and not folder.path.is_dir():
+                continue
             if not folder.store.exists():
                 return latest
             latest = folder

@@ -3,10 +3,12 @@
 import logging
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rapidfireai.live import message_handler
 from rapidfireai.paths import ExperimentFolder
 
 
@@ -44,8 +46,7 @@ def experiment_log(folder: ExperimentFolder) -> Iterator[None]:
     handlers: list[logging.Handler] = [logging.FileHandler(folder.log, delay=True)]
     handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     if not logging.getLogger().handlers and not package.handlers:
-        handlers.append(logging.StreamHandler())
-        handlers[1].setFormatter(logging.Formatter("%(message)s"))
+        handlers.append(message_handler())
     level = package.level
     if package.getEffectiveLevel() > logging.INFO:
         package.setLevel(logging.INFO)
@@ -62,7 +63,10 @@ def experiment_log(folder: ExperimentFolder) -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Progress bars of libraries off and `Dataset.map`'s cache on, as long as runs train."""
+    """Progress bars of libraries off and `Dataset.map`'s cache on, as long as runs train.
+
+    Warnings that every run would repeat, and that no user can do anything about, are left out.
+    """
     import datasets
     import transformers
 
@@ -73,7 +77,12 @@ def quiet_libraries() -> Iterator[None]:
     transformers.logging.disable_progress_bar()
     datasets.enable_caching()
     try:
-        yield
+        with warnings.catch_warnings():
+            # transformers 5.23 renames the option; TRL 1.16 still sets it under the old name.
+            warnings.filterwarnings(
+                "ignore", "`.*gradient_checkpointing.*` is deprecated", FutureWarning
+            )
+            yield
     finally:
         if not bars:
             datasets.enable_progress_bars()

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from rapidfireai.core.events import MetricSource, RunNoted, RunStopped
+from rapidfireai.core.events import (
+    MetricSource,
+    RunInterrupted,
+    RunNoted,
+    RunRecovered,
+    RunStopped,
+)
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run
 from rapidfireai.live.board import Board, knobs
@@ -163,6 +169,17 @@ def test_a_message_of_several_runs_is_one() -> None:
         ("failed at step 0: ValueError: boom", [1], logging.ERROR),
     ]
     assert board.messages.all() == messages
+
+
+def test_a_run_that_was_interrupted_and_taken_up_again_says_so() -> None:
+    board, feed = feed_of(1)
+    feed.start()
+    feed.send(RunInterrupted(run_id=ID, reason="interrupted by the user", active_s=1.0))
+    feed.send(RunRecovered(run_id=ID, step=8, chunks_done=2, active_s=1.0))
+    assert [message.text for message in board.messages.all()] == [
+        "interrupted by the user",
+        "taken up again at step 8",
+    ]
 
 
 def test_old_messages_are_forgotten() -> None:

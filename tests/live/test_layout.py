@@ -62,7 +62,7 @@ def four() -> Scene:
 def test_live_table(four: Scene) -> None:
     assert four.live() == [
         "4 runs: 1 running, 1 waiting, 1 queued, 1 failed · 1:23 elapsed · about 1:40 to go"
-        " · CPU 198 % · 1.2 GiB",
+        " · CPU 198 % · memory 1.2 GiB",
         "",
         "run  status     learning_rate  chunk  step                 loss  eval_loss  eval_f1"
         "      speed   memory  to go",
@@ -163,7 +163,7 @@ def test_the_gpu_is_described_when_there_is_one() -> None:
         source=MetricSource.DEVICE,
     )
     lines = scene.live()
-    assert lines[0].endswith(" · GPU 87 % · 61.2 of 79 GiB")
+    assert lines[0].endswith(" · GPU 87 % · memory 61.2 of 79 GiB")
     assert "12.3 GiB" in lines[3]
 
 

@@ -325,6 +325,26 @@ class TestCtrlC:
         assert one.interrupted
         assert one.resume("stop") == "and then stop"
 
+    def test_what_a_handler_raised_is_kept(self) -> None:
+        class Terminated(KeyboardInterrupt):
+            pass
+
+        def handle(number: int, frame: object) -> None:
+            raise Terminated
+
+        def body(me: Fiber[str, str]) -> str:
+            signal.raise_signal(signal.SIGTERM)
+            return "result"
+
+        one = fiber(body)
+        assert one.interruption is None
+        before = signal.signal(signal.SIGTERM, handle)
+        try:
+            assert one.resume() == "result"
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert isinstance(one.interruption, Terminated)
+
     def test_a_signal_that_only_shows_once_the_baton_is_back(self) -> None:
         # Raised in this thread, the signal does not wake the owner: Python sees to it when the
         # owner's waiting call has succeeded.

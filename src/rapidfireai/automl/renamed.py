@@ -52,7 +52,10 @@ _WHOLE_LENGTH = (
     "prompts and completions are not cut on their own any more; max_length, where the trainer has "
     "it, bounds both together"
 )
-_ADAPTERS = "TRL trains the adapter named 'default' and keeps a frozen copy of it as the reference"
+_REF_ADAPTER = (
+    "the reference is the adapter of that name of create_model's model, if it has one, or else the "
+    "policy as it is at the start"
+)
 _BY_ITSELF = "TRL finds it out by itself"
 _GONE = "transformers does not have it any more, and nothing takes its place"
 _REF_MODEL = "load the reference model and give it as ref_model= to RFModelConfig"
@@ -76,8 +79,10 @@ OLD_NAMES: Mapping[str, Renamed | Dropped | Refused] = {
     "exp_name": Renamed("run_name"),
     "reward_model_path": Refused("use reward_funcs=[...] of RFModelConfig"),
     "judge": Refused("use reward_funcs=[...] of RFModelConfig"),
-    "model_adapter_name": Dropped(_ADAPTERS, harmless=(None, "default")),
-    "ref_adapter_name": Dropped(_ADAPTERS),
+    "model_adapter_name": Dropped(
+        "TRL trains the adapter named 'default'", harmless=(None, "default")
+    ),
+    "ref_adapter_name": Dropped(_REF_ADAPTER, harmless=(None, "reference")),
     "force_use_ref_model": Dropped("a ref_model that is given is always used"),
     "ref_model_init_kwargs": Refused(_REF_MODEL),
     "rpo_alpha": Refused("use loss_type=['sigmoid', 'sft'] and loss_weights=[1.0, rpo_alpha]"),

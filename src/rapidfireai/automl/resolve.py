@@ -14,6 +14,7 @@ from rapidfireai.errors import ConfigError
 from rapidfireai.training.config import RunConfig
 from rapidfireai.training.registry import TRAINERS, TrainerSpec, trainer_spec
 
+_SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 _MODEL_KEYS = ("model_name", "model_type", "model_kwargs", "tokenizer", "tokenizer_kwargs")
 
 
@@ -42,7 +43,9 @@ def run_config(config: RFModelConfig, trainer_type: str | None = None) -> RunCon
         )
         trainer_kwargs["compute_metrics"] = compute_metrics
         compute_metrics = None
-    elif generation_config is not None and compute_metrics is None:
+    elif compute_metrics is not None:
+        notes += _sampling_notes(generation_config)
+    elif generation_config is not None:
         raise ConfigError(
             f"generation_config={shown(generation_config)} has no use without compute_metrics; "
             f"give compute_metrics=..., or leave generation_config out"
@@ -119,7 +122,30 @@ def _model(
             )
         model["model_kwargs"] = init_kwargs
         notes.append("model_init_kwargs became model_kwargs of the model")
+    _translate_quantization(model["model_kwargs"], notes)
     return model
+
+
+def _translate_quantization(model_kwargs: dict[str, Any], notes: list[str]) -> None:
+    """What `from_pretrained` knew before transformers 5, and refuses now even where it is False."""
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if name not in model_kwargs:
+            continue
+        if model_kwargs.pop(name):
+            model_kwargs.setdefault("quantization_config", {name: True})
+            notes.append(f"model_kwargs: {name}=True became quantization_config={{{name!r}: True}}")
+        else:
+            notes.append(f"model_kwargs: {name}=False was left out: it is the default")
+
+
+def _sampling_notes(generation_config: Mapping[str, Any]) -> list[str]:
+    idle = [name for name in _SAMPLING_ONLY if generation_config.get(name) is not None]
+    if not idle or generation_config.get("do_sample"):
+        return []
+    return [
+        f"generation_config: {', '.join(idle)} count only where tokens are sampled, that is with "
+        "do_sample=True here or in the model's own generation config"
+    ]
 
 
 def _check_own_metrics(spec: TrainerSpec) -> None:

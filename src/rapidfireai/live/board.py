@@ -205,7 +205,7 @@ def _told(event: Event, run: Run) -> Iterator[tuple[str, int]]:
         case RunStopped():
             yield f"stopped: {event.reason}", logging.INFO
         case RunInterrupted():
-            yield f"interrupted: {event.reason}", logging.INFO
+            yield event.reason, logging.INFO
         case RunRecovered():
             yield f"taken up again at step {event.step}", logging.INFO
         case RunFailed():

@@ -211,11 +211,11 @@ def _device(values: Mapping[str, float]) -> Iterator[str]:
         yield f"GPU {values['device_utilization_percent']:.0f} %"
     if "device_memory_used_gib" in values and "device_memory_total_gib" in values:
         used, total = values["device_memory_used_gib"], values["device_memory_total_gib"]
-        yield f"{used:.1f} of {total:.0f} GiB"
+        yield f"memory {used:.1f} of {total:.0f} GiB"
     elif "host_memory_gib" in values:
         if "cpu_percent" in values:
             yield f"CPU {values['cpu_percent']:.0f} %"
-        yield f"{values['host_memory_gib']:.1f} GiB"
+        yield f"memory {values['host_memory_gib']:.1f} GiB"
 
 
 def _message_lines(message: Message) -> list[Line]:
@@ -319,7 +319,9 @@ def _memory(values: Mapping[str, float]) -> str:
     gib = values.get("run_memory_gib", values.get("device_memory_peak_gib"))
     if gib is None:
         return ""
-    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
+    if gib >= 1:
+        return f"{gib:.1f} GiB"
+    return f"{gib * 1024:.0f} MiB" if gib >= 10 / 1024 else f"{gib * 1024:.1f} MiB"
 
 
 def _knob(value: object) -> str:

@@ -52,7 +52,9 @@ class ProgressLines:
             case RunStopped():
                 logger.info("run %s  stopped at step %d: %s", after.id, after.step, event.reason)
             case RunInterrupted():
-                logger.info("run %s  interrupted at step %d", after.id, after.step)
+                logger.info(
+                    "run %s  interrupted at step %d: %s", after.id, after.step, event.reason
+                )
             case RunRecovered():
                 logger.info("run %s  taken up again at step %d", after.id, after.step)
             case RunFailed():

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 MIN_INTERVAL_S: Final = 1 / 8
 """Between two frames."""
-MAX_SHARE: Final = 0.01
+MAX_SHARE: Final = 0.005
 """Of the time, that drawing may take; on a slow terminal there are fewer frames instead."""
 _BURST_S: Final = 0.05
 

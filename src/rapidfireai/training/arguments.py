@@ -1,12 +1,15 @@
 """From the arguments that a user set to the trainer's config object, for one run on one device."""
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from transformers.training_args import OptimizerNames
 
 from rapidfireai.core.events import Json
 from rapidfireai.errors import ConfigError
@@ -58,6 +61,21 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 """Options that cannot work beside other runs: what is refused of them, and why."""
+
+_OPTIMIZER_PACKAGES: Mapping[str, tuple[str, str]] = {
+    "adamw_torch_[48]bit": ("torchao", "torchao"),
+    "galore_*": ("galore_torch", "galore-torch"),
+    "schedule_free_*": ("schedulefree", "schedulefree"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+    "*lomo": ("lomo_optim", "lomo-optim"),
+    "*_8bit": ("bitsandbytes", "bitsandbytes"),
+    "*_32bit": ("bitsandbytes", "bitsandbytes"),
+    "rmsprop_bnb": ("bitsandbytes", "bitsandbytes"),
+    "ademamix": ("bitsandbytes", "bitsandbytes"),
+}
+"""Names of `optim` -> the module that it needs, and what to install; the first that fits counts.
+
+transformers asks for them only when the training begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +132,31 @@ def resolve(
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise ConfigError(
             f"{config_class.__name__} refuses the arguments {as_json(config.training_args)}: "
-            f"{error}"
+            f"{_one_line(error)}"
         ) from error
     # On a machine with several GPUs a trainer would want to spread over all of them; a worker has
     # one. transformers offers no public way to say so.
     if args.n_gpu > 1:
         args._n_gpu = 1  # noqa: SLF001
+    _check_optimizer(OptimizerNames(args.optim).value)
     peft_config = None if config.peft is None else _peft_config(config.peft)
     private_base = _private_base(config, args)
     return Resolved(args, args.seed, peft_config, private_base, (*config.notes, *notes))
+
+
+def _check_optimizer(name: str) -> None:
+    for pattern, (module, package) in _OPTIMIZER_PACKAGES.items():
+        if fnmatch(name, pattern):
+            if importlib.util.find_spec(module) is None:
+                raise ConfigError(
+                    f"optim={name!r} needs {package}, which is not installed: pip install "
+                    f'{package}, or choose another such as "adamw_torch".'
+                )
+            return
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _adapted(
@@ -156,7 +190,7 @@ def _peft_config(spec: PeftSpec) -> Any:
         return cls(**spec.arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(
-            f"peft.{spec.method} refuses {as_json(spec.arguments)}: {error}"
+            f"peft.{spec.method} refuses {as_json(spec.arguments)}: {_one_line(error)}"
         ) from error
 
 

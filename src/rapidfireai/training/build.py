@@ -21,6 +21,12 @@ from rapidfireai.training.data import AnyDataset
 from rapidfireai.training.registry import trainer_spec
 from rapidfireai.workers.shared_weights import Base
 
+TRAINED_ADAPTER = "default"
+"""Of the adapters of a PeftModel that `create_model` returns, the one that a run trains."""
+
+REFERENCE_ADAPTER = "reference"
+"""And the one that is the reference of trainers that need one, if there is one of that name."""
+
 CreateTrainer = Callable[[Mapping[str, Any], TrainerContext], Any]
 """The user's function: (configuration, context) -> transformers.Trainer."""
 
@@ -78,6 +84,15 @@ class RunParts:
     notes: tuple[str, ...]
     """How its data was prepared."""
 
+    def __post_init__(self) -> None:
+        """Check that the adapters that `create_model` brought can be trained.
+
+        Raises:
+            ConfigError: They cannot.
+        """
+        if self.create_trainer is None and isinstance(self.base.model, PeftModel):
+            _check_adapters(self.base.model, self.spec.config)
+
     def build_trainer(self, resolved: Resolved) -> Any:
         """The run's trainer, ready to train.
 
@@ -94,20 +109,39 @@ class RunParts:
         config = self.spec.config
         trainer_class = trainer_spec(config.trainer_type).load_trainer()
         tunes_all = resolved.peft_config is None and not isinstance(self.base.model, PeftModel)
+        model = self.base.clone(private=tunes_all or resolved.private_base is not None)
         given = {name: own_copy(value) for name, value in config.trainer_kwargs.items()}
-        if tunes_all and "ref_model" in inspect.signature(trainer_class).parameters:
-            # TRL would load the reference model a second time, by name.
-            given.setdefault("ref_model", self.base.clone(private=False))
+        if getattr(resolved.args, "sync_ref_model", False) and "ref_model" in given:
+            given["ref_model"] = copy.deepcopy(config.trainer_kwargs["ref_model"])
+        if "ref_model" in inspect.signature(trainer_class).parameters and "ref_model" not in given:
+            given["ref_model"] = self._reference(model, resolved)
         if resolved.peft_config is not None:
             given["peft_config"] = resolved.peft_config
         return trainer_class(
-            model=self.base.clone(private=tunes_all or resolved.private_base is not None),
+            model=model,
             args=resolved.args,
             train_dataset=self.train_dataset,
             eval_dataset=self.eval_dataset,
             processing_class=copy.deepcopy(self.base.tokenizer),
             **given,
         )
+
+    def _reference(self, model: torch.nn.Module, resolved: Resolved) -> torch.nn.Module | None:
+        """The reference model for `model`; None where TRL finds it in the model itself."""
+        if isinstance(model, PeftModel):
+            if REFERENCE_ADAPTER not in model.peft_config:
+                return None  # a frozen copy of the adapter as it is now
+            # TRL would not look at it, and take that copy.
+            model.delete_adapter(REFERENCE_ADAPTER)
+            reference: Any = self.base.clone(private=False)
+            reference.set_adapter(REFERENCE_ADAPTER)
+            reference.delete_adapter(TRAINED_ADAPTER)
+            return reference.get_base_model().requires_grad_(False)  # type: ignore[no-any-return]
+        if resolved.peft_config is not None:
+            return None  # the model without the adapter
+        # TRL would load it a second time, by name.
+        writes = resolved.private_base is not None or getattr(resolved.args, "sync_ref_model", False)
+        return self.base.clone(private=writes).requires_grad_(False)
 
     def _call_create_trainer(self, create: CreateTrainer, resolved: Resolved) -> Any:
         set_seed(resolved.seed)
@@ -137,6 +171,26 @@ class RunParts:
             )
         trainer.args.output_dir = str(self.spec.folder)
         return trainer
+
+
+def _check_adapters(model: PeftModel, config: RunConfig) -> None:
+    brought = f"create_model returned a PeftModel with the adapters {list(model.peft_config)}"
+    if config.peft is not None:
+        raise ConfigError(
+            f"{brought}, and peft_config asks for one more. Leave peft_config out to train the "
+            f"adapter {TRAINED_ADAPTER!r} of that model, or return the model without adapters."
+        )
+    if model.active_adapters != [TRAINED_ADAPTER]:
+        raise ConfigError(
+            f"{brought}, of which {model.active_adapters} are active. The one to train has to be "
+            f"named {TRAINED_ADAPTER!r} and be the active one; for DPO and KTO one that is named "
+            f"{REFERENCE_ADAPTER!r} is the reference."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"{brought}, all of them frozen. Load the one to train with is_trainable=True, as in "
+            "PeftModel.from_pretrained(model, path, is_trainable=True)."
+        )
 
 
 def own_copy(value: Any) -> Any:

@@ -22,8 +22,7 @@ def save_run(trainer: Any, folder: Path, config: dict[str, Json]) -> None:
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
     replaced = folder.with_name(folder.name + ".replaced")
-    for left_over in (unfinished, replaced):
-        shutil.rmtree(left_over, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
     with warnings.catch_warnings():
         # PEFT cannot look up the base's configuration on the hub when offline, and says so.
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
@@ -32,6 +31,7 @@ def save_run(trainer: Any, folder: Path, config: dict[str, Json]) -> None:
     text = json.dumps(_strict(config), indent=2, allow_nan=False)
     (unfinished / CONFIG_FILE).write_text(text + "\n")
     if folder.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
         os.replace(folder, replaced)
     os.replace(unfinished, folder)
     shutil.rmtree(replaced, ignore_errors=True)
@@ -43,6 +43,6 @@ def _strict(value: Json) -> Json:
         return str(value)
     if isinstance(value, Mapping):
         return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
     return value

@@ -44,6 +44,8 @@ class Fiber(Generic[In, Out]):
         self._closing = False
         self.interrupted = False
         """Whether Ctrl-C arrived while the fiber ran; the owner acts on it between two steps."""
+        self.interruption: KeyboardInterrupt | None = None
+        """The latest of these, as it was raised: a handler may have raised one of its own."""
         self.done = False
         # A daemon, so that a fiber which never returns cannot keep the process alive.
         self._thread = threading.Thread(
@@ -137,10 +139,11 @@ class Fiber(Generic[In, Out]):
                     self._thread.join()
                 self._is_away = False
                 return
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as interruption:
                 if was_interrupted:
                     raise
                 was_interrupted = self.interrupted = True
+                self.interruption = interruption.with_traceback(None)
 
     def _hand_back(self) -> None:
         self._is_back = True

@@ -2,11 +2,20 @@
 
 from collections.abc import Sequence
 
-from rapidfireai.core.events import ChunkFinished, Event, RunCompleted, RunFailed, RunStopped
+from rapidfireai.core.events import (
+    ChunkFinished,
+    Event,
+    MetricsLogged,
+    MetricSource,
+    RunCompleted,
+    RunFailed,
+    RunStopped,
+)
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.scheduler import Assign
 from rapidfireai.workers.memory import MemoryTiers
 from rapidfireai.workers.task import Task, Workload
+from rapidfireai.workers.telemetry import DeviceMonitor, own_bytes
 
 _WORKER = WorkerId(0)
 _ENDS_CHUNK = (ChunkFinished, RunCompleted, RunFailed)
@@ -16,15 +25,16 @@ _ENDS_RUN = (RunCompleted, RunFailed)
 class InProcessExecutor:
     """Runs the tasks of a workload by turns; implements `core.executor.Executor`.
 
-    Paused runs stay in memory as `memory` has room for them.
+    Paused runs stay in memory as `memory` has room for them; `monitor` is read at chunk ends.
 
     `receive` does the work: it resumes the task of the open order for one step. Ctrl-C during a
     step takes effect as KeyboardInterrupt out of the next `receive`, with nothing lost.
     """
 
-    def __init__(self, workload: Workload, memory: MemoryTiers) -> None:
+    def __init__(self, workload: Workload, memory: MemoryTiers, monitor: DeviceMonitor) -> None:
         self._workload = workload
         self._memory = memory
+        self._monitor = monitor
         self._tasks: dict[RunId, Task] = {}
         self._open: RunId | None = None
         self._interrupted = False
@@ -54,8 +64,10 @@ class InProcessExecutor:
         if self._open is None:
             return ()
         task = self._tasks[self._open]
-        events = task.resume()
+        events = list(task.resume())
         self._interrupted = task.interrupted
+        if isinstance(events[-1], ChunkFinished | RunCompleted):
+            events.insert(-1, self._measured(events[-1], task))
         if isinstance(events[-1], _ENDS_RUN):
             self._memory.forget(self._open)
             del self._tasks[self._open]
@@ -64,6 +76,15 @@ class InProcessExecutor:
         if isinstance(events[-1], _ENDS_CHUNK):
             self._open = None
         return events
+
+    def _measured(self, end: ChunkFinished | RunCompleted, task: Task) -> MetricsLogged:
+        """What the device and the process do at a chunk's end, and what the run holds."""
+        values = self._monitor.read()
+        if isinstance(end, ChunkFinished):
+            values["run_memory_gib"] = own_bytes(task.own_tensors()) / 2**30
+        return MetricsLogged(
+            run_id=end.run_id, step=end.step, source=MetricSource.DEVICE, values=values
+        )
 
     def stop(self, run_id: RunId, reason: str) -> Sequence[Event]:
         """End the run where it stands."""

@@ -1,0 +1,94 @@
+"""The benchmarks run and print all of their rows. What they measure is no test's business."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import scheduler, time_slicing
+
+MACHINE = ("date", "CPU", "GPU", "torch threads", "system", "versions")
+
+TIME_SLICING = (
+    "same adapters both ways, bit for bit",
+    "**total time, engine : plain**",
+    "**processor time, engine : plain**",
+    "plain: all",
+    "plain: building trainers",
+    "plain: in steps",
+    "plain: between steps of a configuration",
+    "plain: saving and freeing",
+    "engine: all",
+    "engine: building trainers",
+    "engine: in steps",
+    "engine: between steps of a configuration",
+    "engine: saving and freeing",
+    "engine: all can be compared after",
+    "**sooner than plain has trained all**",
+    "the same, as far as building trainers lets anybody",
+    "sooner than plain's last has done its first chunk",
+    "**hand-off between two runs, p50 / p95**",
+    "chunk boundary, p50 / p95",
+    "gap between two steps: plain, engine, p50",
+    "resuming a run by a new trainer",
+    "total time with that at each chunk : plain",
+)
+
+SCHEDULER = (
+    "**decision, one worker idle, p50 / p95**",
+    "decision, all workers idle",
+    "take a run out and file it again, p50 / p95",
+    "engine, an event, without a store",
+    "engine, an event, with the store in memory",
+    "engine, an event, with the store in SQLite",
+)
+
+
+def printed(output: str) -> dict[str, list[str]]:
+    """The table's rows by name, as the other cells."""
+    lines = [line for line in output.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert {len(row) for row in cells} == {6}, "what, median, from - to, times, goal, note"
+    return {row[0]: row[1:] for row in cells[1:]}
+
+
+def check(output: str, saved: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
+    """What both benchmarks have in common; returns the table."""
+    report: dict[str, Any] = json.loads(saved.read_text())
+    table = printed(output)
+    missing = set(names) - table.keys()
+    assert not missing
+    assert all(cells[0] for cells in table.values()), "a row without a figure"
+    assert [row["name"] for row in report["rows"]] == list(table)
+    assert all(f"- {name}: " in output for name in MACHINE)
+    assert set(report["environment"]) == set(MACHINE)
+    assert report["command"] in output
+    return table
+
+
+def test_time_slicing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--configs", "2", "--chunks", "2", "--steps", "4", "--repeats", "1"]
+    saved = tmp_path / "report.json"
+    time_slicing.main(
+        [*arguments, "--rebuilds", "1", "--eval-rows", "2", "--no-warm-up", "--json", str(saved)]
+    )
+    table = check(capsys.readouterr().out, saved, TIME_SLICING)
+    assert table[TIME_SLICING[0]][0] == "2 of 2"
+
+
+def test_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "report.json"
+    scheduler.main(["--runs", "20", "--workers", "4", "--repeats", "1", "--json", str(saved)])
+    check(capsys.readouterr().out, saved, SCHEDULER)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--chunks", "3", "--steps", "4"], ["--configs", "1"]], ids=" ".join
+)
+def test_turns_that_cannot_be_taken(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        time_slicing.main(arguments)
+    assert "chunks" in capsys.readouterr().err
