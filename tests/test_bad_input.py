@@ -531,9 +531,9 @@ class TestATrainerThatNeverYields:
     def test_fails_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(
             TRAINERS,
-            "GKD",
+            "CPO",
             TrainerSpec(
-                name="GKD",
+                name="CPO",
                 config="trl:SFTConfig",
                 trainer=f"{__name__}:NeverYields",
                 data_kind=TRAINERS["SFT"].data_kind,
@@ -542,7 +542,7 @@ class TestATrainerThatNeverYields:
         never = RFModelConfig(training_args={"max_steps": 2, "lora_rank": 2})
         experiment = Experiment("never", experiment_path=tmp_path)
         experiment.run_fit(
-            [sft(), RFGridSearch([never], trainer_type="GKD"), sft(seed=7)],
+            [sft(), RFGridSearch([never], trainer_type="CPO"), sft(seed=7)],
             create_model,
             text_rows(16),
         )

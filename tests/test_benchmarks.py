@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from benchmarks import scheduler, time_slicing
 
 MACHINE = ("date", "CPU", "GPU", "torch threads", "system", "versions")

@@ -130,8 +130,8 @@ def test_the_program_of_the_first_page(models: Path) -> None:
     info = completed(experiment, 2)
     assert list(info["chunks_done"]) == [4, 4]
     assert list(info["step"]) == [8, 8]
-    assert "instruction (+ context) -> prompt, response -> completion" in info.loc[0, "notes"]
-    assert "prompt" not in info.loc[1, "notes"]
+    assert "instruction (+ context) -> prompt, response -> completion" in info["notes"][0]
+    assert "prompt" not in info["notes"][1]
     for path, rank in zip(info["path"], (8, 32), strict=True):
         base = AutoModelForCausalLM.from_pretrained(model_name)
         assert PeftModel.from_pretrained(base, path).peft_config["default"].r == rank
@@ -208,7 +208,7 @@ def test_sft_with_scores_of_generated_texts(models: Path) -> None:
         logged = results[results["run_id"] == run_id].dropna(subset=["logged_loss"])
         assert list(logged["step"]) == [2, 4, 6, 8]
     assert experiment.best("eval_rougeL")["eval_rougeL"] == info["eval_rougeL"].max()
-    assert "temperature, top_p, top_k count only where tokens are sampled" in info.loc[0, "notes"]
+    assert "temperature, top_p, top_k count only where tokens are sampled" in info["notes"][0]
 
 
 def as_preferences(row: dict[str, Any]) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def test_dpo_with_a_new_adapter(models: Path, preferences: Dataset) -> None:
     assert [config["training_args"]["beta"] for config in info["config"]] == [0.1, 0.001, 0.1]
     assert list(info["chunks_done"]) == [4] * 3
     for name in ("ref_adapter_name", "force_use_ref_model", "max_prompt_length", "save_strategy"):
-        assert f"{name}=" in info.loc[0, "notes"]
+        assert f"{name}=" in info["notes"][0]
     # The policy is its own reference before the first update.
     first = experiment.get_results().query("step == 1").set_index("run_id")
     assert list(first.loc[[1, 2], "loss"]) == pytest.approx([0.6931] * 2, abs=1e-3)
@@ -400,13 +400,17 @@ def test_dpo_goes_on_from_an_sft_adapter(
     assert rewards == pytest.approx(expected[reference or "policy"], abs=2e-4)
     assert abs(expected["reference"][0] - expected["policy"][0]) > 1e-2
     base = AutoModelForCausalLM.from_pretrained(models / "full")
-    assert PeftModel.from_pretrained(base, info.loc[0, "path"]).peft_config["default"].r == 4
+    assert PeftModel.from_pretrained(base, info["path"][0]).peft_config["default"].r == 4
 
 
 @pytest.mark.parametrize(
     ("changes", "peft_config", "message"),
     [
-        ({}, RFLoraConfig(r=4), r"adapters \['default'\], and peft_config asks for one more. Leave"),
+        (
+            {},
+            RFLoraConfig(r=4),
+            r"adapters \['default'\], and peft_config asks for one more. Leave",
+        ),
         ({"is_trainable": False}, None, "all of them frozen. Load the one to train with is_train"),
         ({"adapter_name": "sft"}, None, r"of which \['sft'\] are active. The one to train has to"),
     ],
@@ -545,4 +549,4 @@ def test_grpo_with_five_rewards(models: Path) -> None:
         assert rewards[f"rewards/{function.__name__}/mean"].notna().all()
     assert (rewards["rewards/variety_reward/mean"] > 0).all()
     assert info["eval_rewards/variety_reward/mean"].notna().all()
-    assert "load_in_4bit=False was left out" in info.loc[0, "notes"]
+    assert "load_in_4bit=False was left out" in info["notes"][0]

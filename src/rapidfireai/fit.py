@@ -5,8 +5,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -122,6 +122,13 @@ class Fit:
             self._workload = self._make_workload(specs, continuation)
             self._workload.prepare()
             self._runs = self._store_runs(specs, continuation)
+            logger.info(
+                "experiment %r: %d configurations on %s; all is kept in %s",
+                folder.name,
+                len(self._runs),
+                self._device,
+                folder.path,
+            )
             # Held until the training is over.
             self._held = stack.pop_all()
 
@@ -136,6 +143,7 @@ class Fit:
             SystemExit: SIGTERM, likewise.
         """
         from rapidfireai.workers.in_process import InProcessExecutor
+        from rapidfireai.workers.process_state import Isolated
         from rapidfireai.workers.telemetry import DeviceMonitor
 
         executor = InProcessExecutor(self._workload, self._memory(), DeviceMonitor(self._device))
@@ -143,32 +151,20 @@ class Fit:
             self._held,
             closing(SqliteStore(self._folder.store)) as store,
             closing(executor),
-            self._watched() as view,
+            progress_view(self._runs) as view,
         ):
             recorder = Recorder(store, SystemClock())
             engine = Engine(
                 self._runs,
                 executor,
                 recorder,
-                [view, *self._request.trackers],
+                [view, *map(Isolated, self._request.trackers)],
                 self._request.policies,
             )
             try:
                 self._drive(engine, cancelled)
             finally:
                 recorder.flush()
-
-    @contextmanager
-    def _watched(self) -> Iterator[Listener]:
-        with progress_view(self._runs) as view:
-            logger.info(
-                "experiment %r: %d configurations on %s; all is kept in %s",
-                self._folder.name,
-                len(self._runs),
-                self._device,
-                self._folder.path,
-            )
-            yield view
 
     def _drive(self, engine: Engine, cancelled: threading.Event) -> None:
         try:

@@ -72,13 +72,14 @@ def runs_frame(runs: Sequence[Run], rows: Sequence[MetricRow]) -> "pd.DataFrame"
 
 
 def best_run(frame: "pd.DataFrame", metric: str, mode: str | None) -> "pd.Series[Any]":
-    """The row of `runs_frame` that is best by the metric.
+    """The row of `runs_frame` that is best by the metric, among runs that have not failed.
 
     Raises:
         ConfigError: No run has the metric, or the mode is unknown.
     """
     if mode not in (None, "min", "max"):
         raise ConfigError(f"mode={mode!r} is not known; it is 'min', 'max' or None (by the name)")
+    frame = frame[frame["status"] != "failed"]
     measured = [str(name) for name in frame.select_dtypes("number") if frame[name].notna().any()]
     if metric not in measured:
         raise ConfigError(f"no run has the metric {metric!r}; {did_you_mean(metric, measured)}")

@@ -73,17 +73,19 @@ def quiet_libraries() -> Iterator[None]:
     bars = datasets.are_progress_bars_disabled()
     transformers_bars = transformers.logging.is_progress_bar_enabled()
     caching = datasets.is_caching_enabled()
+    # transformers 5.23 renames the option; TRL 1.16 still sets it under the old name. Not within
+    # catch_warnings: a training in the background would undo what the user sets meanwhile.
+    known = list(warnings.filters)
+    warnings.filterwarnings("ignore", "`.*gradient_checkpointing.*` is deprecated", FutureWarning)
+    ignored = warnings.filters[0]
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     datasets.enable_caching()
     try:
-        with warnings.catch_warnings():
-            # transformers 5.23 renames the option; TRL 1.16 still sets it under the old name.
-            warnings.filterwarnings(
-                "ignore", "`.*gradient_checkpointing.*` is deprecated", FutureWarning
-            )
-            yield
+        yield
     finally:
+        if ignored not in known and ignored in warnings.filters:
+            warnings.filters.remove(ignored)  # type: ignore[attr-defined]
         if not bars:
             datasets.enable_progress_bars()
         if transformers_bars:

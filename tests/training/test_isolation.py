@@ -23,6 +23,11 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def cell(frame: pd.DataFrame, row: int, column: str) -> Any:
+    """One value of a table."""
+    return frame[column].iloc[row]
+
+
 def create_model(config: dict[str, Any]) -> tuple[Any, Any]:
     return tiny_model(), tiny_tokenizer()
 
@@ -89,10 +94,10 @@ def test_a_write_to_the_shared_base_fails_its_run_and_no_other(
     experiment = train(tmp_path, sft(), sft(WritesToTheBase(how)), sft())
     info = experiment.get_runs_info()
     assert list(info["status"]) == ["completed", "failed", "completed"]
-    assert "SharedWeightsError: The run wrote to base weights" in info.loc[1, "error"]
-    assert "share_base=False" in info.loc[1, "error"]
+    assert "SharedWeightsError: The run wrote to base weights" in cell(info, 1, "error")
+    assert "share_base=False" in cell(info, 1, "error")
     # Its chunk's last step was trained and is not lost.
-    assert len(step_losses(experiment, 2)) == info.loc[1, "step"] == 4
+    assert len(step_losses(experiment, 2)) == cell(info, 1, "step") == 4
     assert step_losses(experiment, 1) == undisturbed
     assert step_losses(experiment, 3) == undisturbed
 
@@ -135,9 +140,9 @@ def test_a_raising_run_keeps_its_traceback_and_what_it_learned(
     experiment = train(tmp_path, sft(), sft(Raises(error)))
     info = experiment.get_runs_info()
     assert list(info["status"]) == ["completed", "failed"]
-    assert info.loc[1, "error"].startswith(line)
-    assert "on_step_end" in info.loc[1, "traceback"]
-    assert (Path(info.loc[1, "path"]) / "adapter_model.safetensors").exists()
+    assert cell(info, 1, "error").startswith(line)
+    assert "on_step_end" in cell(info, 1, "traceback")
+    assert (Path(cell(info, 1, "path")) / "adapter_model.safetensors").exists()
     assert step_losses(experiment, 1) == undisturbed
 
 
@@ -155,7 +160,7 @@ def test_a_run_whose_loss_stays_nan_has_diverged(tmp_path: Path, undisturbed: li
     experiment = train(tmp_path, sft(Poisons()), sft())
     info = experiment.get_runs_info()
     assert list(info["status"]) == ["failed", "completed"]
-    assert info.loc[0, "error"].startswith("DivergedError: the loss was not finite at 3 steps")
+    assert cell(info, 0, "error").startswith("DivergedError: the loss was not finite at 3 steps")
     losses = step_losses(experiment, 1)
     assert len(losses) == 2 + DIVERGENCE_PATIENCE
     assert [math.isnan(loss) for loss in losses] == [False] * 2 + [True] * DIVERGENCE_PATIENCE

@@ -122,7 +122,8 @@ def test_runs_cost_one_base_plus_adapters(how: str, tmp_path: Path) -> None:
 def test_full_finetunes_have_a_copy_each_and_share_the_reference(tmp_path: Path) -> None:
     size = {"max_steps": 2, "per_device_train_batch_size": 2, "max_length": 32}
     configs = [
-        RFDPOConfig(**size, learning_rate=List([1e-4, 1e-5]), lora_rank=List([2, None])),
+        RFDPOConfig(**size, learning_rate=List([1e-4, 1e-5]), lora_rank=2),
+        RFDPOConfig(**size, learning_rate=List([1e-4, 1e-5])),
         RFDPOConfig(**size, sync_ref_model=True, ref_model_sync_steps=1),
     ]
     census = Census(5)

@@ -9,21 +9,22 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoTokenizer, Trainer
+from transformers import AutoTokenizer, Trainer, TrainerCallback
 
 from rapidfireai import Experiment
 from rapidfireai.automl import (
     List,
     RFGridSearch,
-    RFLoraConfig,
+    RFKTOConfig,
     RFModelConfig,
     RFRewardConfig,
     RFSFTConfig,
+    RFTPOConfig,
 )
+from rapidfireai.background import FitHandle
 from rapidfireai.core.policy import StopRun
 from rapidfireai.core.run import Run
 from rapidfireai.errors import ConfigError, DatasetError
-from rapidfireai.background import FitHandle
 from rapidfireai.testing.tiny import (
     instruction_rows,
     preference_rows,
@@ -49,6 +50,11 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def cell(frame: pd.DataFrame, row: int, column: str) -> Any:
+    """One value of a table."""
+    return frame[column].iloc[row]
+
+
 def create_model(config: dict[str, Any]) -> tuple[Any, Any]:
     return tiny_model(), tiny_tokenizer()
 
@@ -61,7 +67,7 @@ def sft(**args: Any) -> RFSFTConfig:
     return RFSFTConfig(**{**FULL, "lora_rank": 4, **args})
 
 
-def losses(experiment: Experiment) -> pd.Series:  # type: ignore[type-arg]
+def losses(experiment: Experiment) -> pd.Series:
     return experiment.get_results().dropna(subset=["loss"]).set_index(["run_id", "step"])["loss"]
 
 
@@ -71,11 +77,11 @@ def test_short_form_loads_the_model_by_name(tmp_path: Path, model_folder: Path) 
     assert experiment.run_fit(model=model_folder, train_dataset=text_rows()) is None
     info = experiment.get_runs_info()
     assert list(info["status"]) == ["completed", "completed"]
-    assert info.loc[0, "config"]["model"]["model_name"] == str(model_folder)
+    assert cell(info, 0, "config")["model"]["model_name"] == str(model_folder)
     base = tiny_model()
-    adapted = PeftModel.from_pretrained(base, info.loc[0, "path"])
+    adapted = PeftModel.from_pretrained(base, cell(info, 0, "path"))
     assert adapted.peft_config["default"].r == 4
-    assert AutoTokenizer.from_pretrained(info.loc[0, "path"]).eos_token == "<|end|>"
+    assert AutoTokenizer.from_pretrained(cell(info, 0, "path")).eos_token == "<|end|>"
 
 
 def test_a_reward_model_is_loaded_with_a_head_of_the_runs_seed(
@@ -155,7 +161,7 @@ def test_create_trainer_builds_any_trainer(tmp_path: Path) -> None:
 
     def create_trainer(config: Mapping[str, Any], context: Any) -> Trainer:
         made.append(own_trainer(config, context))
-        return made[-1]  # type: ignore[no-any-return]
+        return made[-1]
 
     loads = []
 
@@ -270,7 +276,7 @@ class TestGenerationMetrics:
         )
         info = experiment.get_runs_info()
         assert list(info["status"]) == ["failed", "completed"]
-        assert "compute_metrics failed with ValueError" in info.loc[0, "error"]
+        assert "compute_metrics failed with ValueError" in cell(info, 0, "error")
 
 
 def test_more_runs_than_fit_finish_with_the_same_numbers(
@@ -319,8 +325,8 @@ def test_a_policy_stops_a_run_and_what_it_learned_is_kept(tmp_path: Path) -> Non
     info = experiment.get_runs_info()
     assert list(info["status"]) == ["stopped", "completed"]
     assert list(info["step"]) == [2, 4]
-    assert "is above 0" in info.loc[0, "notes"]
-    assert (Path(info.loc[0, "path"]) / "adapter_model.safetensors").exists()
+    assert "is above 0" in cell(info, 0, "notes")
+    assert (Path(cell(info, 0, "path")) / "adapter_model.safetensors").exists()
 
 
 def test_a_tracker_hears_of_everything_and_a_failing_one_harms_nothing(tmp_path: Path) -> None:
@@ -377,10 +383,65 @@ def test_background_can_be_cancelled_and_keeps_what_was_learned(tmp_path: Path) 
     canceller.join(60)
     info = experiment.get_runs_info()
     assert list(info["status"]) == ["stopped"] * 2
-    assert (Path(info.loc[0, "path"]) / "adapter_model.safetensors").exists()
+    assert (Path(cell(info, 0, "path")) / "adapter_model.safetensors").exists()
     experiment.end()
 
 
 def test_prompt_rows_are_no_use_for_sft(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="has the columns prompt; SFT reads one of"):
         Experiment("bad", experiment_path=tmp_path).run_fit(sft(), create_model, prompt_rows())
+
+
+def test_a_tracker_that_draws_random_numbers_changes_nothing(tmp_path: Path) -> None:
+    class Tracker:
+        def on_event(self, before: Run, event: Any, after: Run) -> None:
+            torch.rand(3)
+
+    trained = []
+    for trackers in ([], [Tracker()]):
+        experiment = Experiment("random", experiment_path=tmp_path)
+        experiment.run_fit(
+            sft(lora_dropout=0.1), create_model, text_rows(), trackers=trackers, num_chunks=2
+        )
+        trained.append(list(losses(experiment)))
+    assert trained[0] == trained[1]
+
+
+def test_a_stream_needs_max_steps(tmp_path: Path) -> None:
+    stream = text_rows().to_iterable_dataset()
+    experiment = Experiment("stream", experiment_path=tmp_path)
+    with pytest.raises(ConfigError, match=r"set max_steps .* \(it is -1\)"):
+        experiment.run_fit(sft(max_steps=-1), create_model, stream)
+    experiment.run_fit(sft(), create_model, stream, num_chunks=2)
+    (run,) = experiment.get_runs_info().to_dict("records")
+    assert (run["status"], run["step"], run["num_chunks"]) == ("completed", 4, 2)
+
+
+def test_a_failed_run_is_not_the_best(tmp_path: Path) -> None:
+    class Raises(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                raise ValueError("out of luck")
+
+    good = RFModelConfig(training_args=sft(learning_rate=1e-4))
+    better = RFModelConfig(training_args=sft(learning_rate=1e-1), callbacks=[Raises()])
+    experiment = Experiment("best", experiment_path=tmp_path)
+    experiment.run_fit(
+        [good, better], create_model, text_rows(), text_rows(8, seed=9), num_chunks=4
+    )
+    info = experiment.get_runs_info()
+    assert info["eval_loss"].iloc[1] < info["eval_loss"].iloc[0]
+    assert experiment.best("eval_loss")["run_id"] == 1
+
+
+def test_kto_needs_labels_and_says_so(tmp_path: Path) -> None:
+    rows = instruction_rows().rename_columns({"instruction": "question", "response": "answer"})
+    experiment = Experiment("kto", experiment_path=tmp_path)
+    with pytest.raises(DatasetError, match=r"question \+ answer \+ label"):
+        experiment.run_fit(RFKTOConfig(lora_rank=4), create_model, rows)
+
+
+def test_tpo_needs_a_reference_and_says_so(tmp_path: Path) -> None:
+    experiment = Experiment("tpo", experiment_path=tmp_path)
+    with pytest.raises(DatasetError, match="TPO reads reference as well"):
+        experiment.run_fit(RFTPOConfig(lora_rank=4), create_model, preference_rows())

@@ -39,6 +39,8 @@ class Refused:
 
     instead: str
     """What to use."""
+    harmless: tuple[Any, ...] = ()
+    """The values that ask for nothing."""
 
 
 def _warmup_fraction(ratio: Any) -> Any:
@@ -169,7 +171,8 @@ OLD_VALUES: Mapping[tuple[str, str], Dropped] = {
 """Values of the incumbent that TRL does not know."""
 
 _REF_MODEL_ANSWER = Refused(
-    f"{_REF_MODEL}; with a peft_config none is needed: the base without adapter is the reference"
+    f"{_REF_MODEL}; with a peft_config none is needed: the base without adapter is the reference",
+    harmless=(None,),
 )
 
 OLD_MODEL_NAMES: Mapping[str, Dropped | Refused] = {

@@ -9,7 +9,7 @@ from rapidfireai.automl.knobs import fresh
 from rapidfireai.automl.model_config import RFModelConfig
 from rapidfireai.automl.peft_configs import PeftTemplate, RFLoraConfig
 from rapidfireai.automl.trainer_configs import TrainerTemplate
-from rapidfireai.automl.trainer_kwargs import check_complete, check_names, takes
+from rapidfireai.automl.trainer_kwargs import check_complete, check_names, check_values, takes
 from rapidfireai.errors import ConfigError
 from rapidfireai.training.config import RunConfig
 from rapidfireai.training.registry import TRAINERS, TrainerSpec, trainer_spec
@@ -52,6 +52,7 @@ def run_config(config: RFModelConfig, trainer_type: str | None = None) -> RunCon
         )
     check_names(training.spec, trainer_kwargs, config.known_arguments())
     check_complete(training.spec, trainer_kwargs)
+    check_values(trainer_kwargs)
     training_args = fresh(training.training_args)
     return RunConfig(
         trainer_type=training.spec.name,

@@ -119,6 +119,8 @@ class RFRandomSearch(Search):
         wanted = num_samples if num_runs is None else num_runs
         if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
             raise ConfigError(f"num_runs={wanted!r} must be a whole number of at least 1")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise ConfigError(f"seed={seed!r} must be a whole number, or None for run_fit's")
         self.num_runs = wanted
         self.seed = seed
         self.get_runs(seed=0)  # errors now, not when training starts

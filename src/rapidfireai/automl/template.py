@@ -124,7 +124,7 @@ class Template(Composite):
 
     def _drop(self, name: str, value: Any, row: Dropped | Refused) -> None:
         if isinstance(row, Refused):
-            if value is None:  # asks for nothing
+            if value in row.harmless:
                 return
             raise ConfigError(f"{self._title}: {name}={shown(value)} cannot be used; {row.instead}")
         if row.harmless is not None and value not in row.harmless:

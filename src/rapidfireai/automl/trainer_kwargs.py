@@ -4,7 +4,9 @@ import functools
 import inspect
 from collections.abc import Collection, Mapping
 from inspect import Parameter
+from typing import Any
 
+from rapidfireai.automl.argument_types import shown
 from rapidfireai.automl.renamed import Refused
 from rapidfireai.errors import ConfigError, UnknownArgumentError
 from rapidfireai.training.registry import TRAINERS, TrainerSpec
@@ -73,6 +75,31 @@ def check_complete(spec: TrainerSpec, names: Collection[str]) -> None:
             raise _missing(spec, parameter.name)
     if spec.needs_one_of and not any(name in names for name in spec.needs_one_of):
         raise _missing(spec, " or ".join(spec.needs_one_of))
+
+
+def check_values(kwargs: Mapping[str, Any]) -> None:
+    """Checks the keywords whose misuse the trainers notice late, or answer with a riddle.
+
+    Raises:
+        ConfigError: A value is not possible.
+    """
+    rewards = kwargs.get("reward_funcs")
+    listed = rewards if isinstance(rewards, list | tuple) else [rewards]
+    for reward in listed:
+        if reward is not None and not (callable(reward) or isinstance(reward, str)):
+            raise ConfigError(
+                f"reward_funcs={shown(rewards)} is not possible: {shown(reward)} "
+                f"({type(reward).__name__}) is no reward; allowed: functions of the completions, "
+                f"reward models, and names of reward models"
+            )
+    if not listed:
+        raise ConfigError(f"reward_funcs={rewards!r} is empty; give at least one function")
+    callbacks = kwargs.get("callbacks")
+    if callbacks is not None and not isinstance(callbacks, list | tuple):
+        raise ConfigError(
+            f"callbacks={shown(callbacks)} ({type(callbacks).__name__}) is not possible; allowed: "
+            f"a list of transformers.TrainerCallback"
+        )
 
 
 def takes(spec: TrainerSpec, name: str) -> bool:

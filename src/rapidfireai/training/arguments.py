@@ -62,6 +62,12 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Options that cannot work beside other runs: what is refused of them, and why."""
 
+_AT_LEAST_ONE = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+
 _OPTIMIZER_PACKAGES: Mapping[str, tuple[str, str]] = {
     "adamw_torch_[48]bit": ("torchao", "torchao"),
     "galore_*": ("galore_torch", "galore-torch"),
@@ -113,6 +119,7 @@ def resolve(
     """
     if config.trainer_type == CUSTOM:
         seed = (config.knobs or {}).get("seed", default_seed)
+        _check_seed(seed)
         return Resolved(None, seed, None, None, config.notes)
     spec = trainer_spec(config.trainer_type)
     for name, (refuses, reason) in REFUSED.items():
@@ -126,6 +133,8 @@ def resolve(
             "nothing."
         )
     given, notes = _adapted(config, device, output_dir, default_seed)
+    _check_seed(given["seed"])
+    _check_amounts(given)
     config_class = spec.load_config()
     try:
         args = config_class(**given)
@@ -139,9 +148,33 @@ def resolve(
     if args.n_gpu > 1:
         args._n_gpu = 1  # noqa: SLF001
     _check_optimizer(OptimizerNames(args.optim).value)
-    peft_config = None if config.peft is None else _peft_config(config.peft)
+    peft_config = None if config.peft is None else make_peft_config(config.peft)
     private_base = _private_base(config, args)
     return Resolved(args, args.seed, peft_config, private_base, (*config.notes, *notes))
+
+
+def _check_seed(seed: object) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ConfigError(
+            f"seed={seed!r} cannot be used; it has to be an integer from 0 to 2**32 - 1"
+        )
+
+
+def _check_amounts(given: Mapping[str, Any]) -> None:
+    """Refuse amounts that train nothing, or that fail only when the training begins."""
+    for name in _AT_LEAST_ONE:
+        if given.get(name, 1) < 1:
+            raise ConfigError(f"{name}={given[name]!r} cannot be used; give at least 1")
+    max_steps = given.get("max_steps", -1)
+    if max_steps < 1 and max_steps != -1:
+        raise ConfigError(
+            f"max_steps={max_steps!r} cannot be used; give at least 1, or -1 to let "
+            "num_train_epochs decide"
+        )
+    if max_steps == -1 and given.get("num_train_epochs", 1) <= 0:
+        raise ConfigError(
+            f"num_train_epochs={given['num_train_epochs']!r} trains nothing; give more than 0"
+        )
 
 
 def _check_optimizer(name: str) -> None:
@@ -184,14 +217,28 @@ def _adapted(
     return given, notes
 
 
-def _peft_config(spec: PeftSpec) -> Any:
+def make_peft_config(spec: PeftSpec) -> Any:
+    """A new PEFT config object.
+
+    Raises:
+        ConfigError: PEFT refuses the arguments, or would as soon as the training begins.
+    """
     cls = getattr(peft, spec.method)
     try:
-        return cls(**spec.arguments)
+        config = cls(**spec.arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(
             f"peft.{spec.method} refuses {as_json(spec.arguments)}: {_one_line(error)}"
         ) from error
+    if isinstance(config, peft.LoraConfig):
+        if config.r < 1:
+            raise ConfigError(f"LoRA with r={config.r!r} cannot be trained; give at least 1")
+        if not 0 <= config.lora_dropout < 1:
+            raise ConfigError(
+                f"LoRA with lora_dropout={config.lora_dropout!r} cannot be trained; give a "
+                "probability from 0 to below 1"
+            )
+    return config
 
 
 _REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import set_seed
 
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import ConfigError
-from rapidfireai.training.arguments import Resolved, resolve
-from rapidfireai.training.config import RunConfig, as_json
+from rapidfireai.training.arguments import Resolved, make_peft_config, resolve
+from rapidfireai.training.config import PeftSpec, RunConfig, as_json
 from rapidfireai.training.context import TrainerContext, config_mapping
 from rapidfireai.training.data import AnyDataset
 from rapidfireai.training.registry import trainer_spec
@@ -85,13 +86,25 @@ class RunParts:
     """How its data was prepared."""
 
     def __post_init__(self) -> None:
-        """Check that the adapters that `create_model` brought can be trained.
+        """Check that the parts fit together, as far as that shows before there is a trainer.
 
         Raises:
-            ConfigError: They cannot.
+            ConfigError: They do not.
         """
-        if self.create_trainer is None and isinstance(self.base.model, PeftModel):
-            _check_adapters(self.base.model, self.spec.config)
+        config, model = self.spec.config, self.base.model
+        if self.create_trainer is not None:
+            _check_takes_two(self.create_trainer)
+            return
+        if isinstance(model, PeftModel):
+            _check_adapters(model, config)
+        elif config.peft is not None:
+            _check_targets(config.peft, model)
+        strategy = config.training_args.get("eval_strategy", "no")
+        if self.eval_dataset is None and strategy not in ("no", None):
+            raise ConfigError(
+                f"eval_strategy={str(strategy)!r} needs an eval_dataset, and there is none: give "
+                "run_fit(eval_dataset=...), or leave eval_strategy out."
+            )
 
     def build_trainer(self, resolved: Resolved) -> Any:
         """The run's trainer, ready to train.
@@ -136,11 +149,13 @@ class RunParts:
             reference: Any = self.base.clone(private=False)
             reference.set_adapter(REFERENCE_ADAPTER)
             reference.delete_adapter(TRAINED_ADAPTER)
-            return reference.get_base_model().requires_grad_(False)  # type: ignore[no-any-return]
+            return reference.get_base_model().requires_grad_(False)
         if resolved.peft_config is not None:
             return None  # the model without the adapter
         # TRL would load it a second time, by name.
-        writes = resolved.private_base is not None or getattr(resolved.args, "sync_ref_model", False)
+        writes = resolved.private_base is not None or getattr(
+            resolved.args, "sync_ref_model", False
+        )
         return self.base.clone(private=writes).requires_grad_(False)
 
     def _call_create_trainer(self, create: CreateTrainer, resolved: Resolved) -> Any:
@@ -171,6 +186,37 @@ class RunParts:
             )
         trainer.args.output_dir = str(self.spec.folder)
         return trainer
+
+
+def _check_takes_two(create: CreateTrainer) -> None:
+    try:
+        inspect.signature(create).bind("config", "context")
+    except TypeError as error:
+        raise ConfigError(
+            f"create_trainer {as_json(create)} cannot be called with (config, context): {error}"
+        ) from error
+    except ValueError:  # it does not say what it takes
+        pass
+
+
+def _check_targets(spec: PeftSpec, model: torch.nn.Module) -> None:
+    """Refuse LoRA on layers that the model does not have; others are left to PEFT."""
+    peft_config, targets = make_peft_config(spec), spec.arguments.get("target_modules")
+    if not isinstance(peft_config, LoraConfig) or targets in (None, "all-linear"):
+        return
+    modules = dict(model.named_modules())
+    if any(check_target_module_exists(peft_config, name) for name in modules):
+        return
+    matrices = (
+        name.rpartition(".")[2]
+        for name, module in modules.items()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+    )
+    raise ConfigError(
+        f"target_modules={targets!r} fits no layer of {type(model).__name__}; its layers with "
+        f"weight matrices are named {', '.join(dict.fromkeys(matrices))}. Or give "
+        'target_modules="all-linear".'
+    )
 
 
 def _check_adapters(model: PeftModel, config: RunConfig) -> None:

@@ -78,13 +78,15 @@ class Format:
     known: tuple[Schema, ...] = ()
     implicit: tuple[frozenset[str], ...] = ()
     """Columns that TRL reads as well, but with less to go by."""
+    besides: tuple[str, ...] = ()
+    """Columns that a known schema needs as well; they are taken over as they are."""
     keeps_columns: bool = False
     """Whether further columns mean something to the trainer (reward functions get them)."""
 
     def expected(self) -> str:
         """The accepted sets of columns, for error messages."""
         sets = [sorted(columns) for columns in (*self.native, *self.implicit)]
-        sets += [list(schema.columns) for schema in self.known]
+        sets += [[*schema.columns, *self.besides] for schema in self.known]
         return ", ".join(dict.fromkeys(" + ".join(columns) for columns in sets))
 
     def reads(self, columns: Collection[str], text_field: str | None) -> bool:
@@ -151,6 +153,7 @@ FORMATS: Mapping[DataKind, Format] = {
             for reply in ("answer", "response", "completion")
         ),
         implicit=_sets("completion+label", "chosen+rejected"),
+        besides=("label",),
     ),
 }
 
@@ -200,7 +203,8 @@ class Formatter:
         # Identity is a sound key here: `_kept` keeps the objects, hence their ids, alive.
         text_field = config.training_args.get("dataset_text_field")
         templated = chat or config.training_args.get("chat_template_path") is not None
-        key = (id(dataset), id(config.formatting_func), kind, chat, templated, text_field)
+        further = () if custom else trainer_spec(config.trainer_type).further_columns
+        key = (id(dataset), id(config.formatting_func), kind, chat, templated, text_field, further)
         if key not in self._done:
             self._kept += [dataset, config.formatting_func]
             request = _Request(name=name, config=config, kind=kind, chat=chat)
@@ -209,6 +213,12 @@ class Formatter:
                 notes: tuple[str, ...] = ()
             else:
                 formatted, row, notes = self._recognise(dataset, request)
+            missing = [column for column in request.further if column not in row]
+            if missing:
+                raise DatasetError(
+                    f"{name} has the columns {', '.join(sorted(row))}; {config.trainer_type} reads "
+                    f"{' and '.join(missing)} as well. Add it, or let formatting_func return it."
+                )
             if not templated and kind is not None and FORMATS[kind].is_conversation(row):
                 raise DatasetError(
                     f"{name} holds chat messages, but the tokenizer has no chat template. Set "
@@ -254,11 +264,9 @@ class Formatter:
         if fmt.reads(row, request.text_field):
             return dataset, row, ()
         schema = next((schema for schema in fmt.known if schema.fits(row)), None)
-        if schema is not None and (
-            request.kind is not DataKind.UNPAIRED_PREFERENCE or "label" in row
-        ):
+        if schema is not None and all(column in row for column in fmt.besides):
             used = {schema.request, schema.context, *schema.replies.values()}
-            keep = set(row) - used if fmt.keeps_columns else {"label"}
+            keep = set(row) - used if fmt.keeps_columns else {*fmt.besides, *request.further}
             drop = [column for column in row if column not in keep]
             converter = _Converter(schema, request)
             note = f"{request.name}: {schema.describe(request.chat)}"
@@ -304,6 +312,11 @@ class _Request:
     config: RunConfig
     kind: DataKind | None
     chat: bool
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Columns that this trainer reads besides those of its kind."""
+        return () if self.kind is None else trainer_spec(self.config.trainer_type).further_columns
 
     @property
     def text_field(self) -> str | None:

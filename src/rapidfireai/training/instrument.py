@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from rapidfireai.core.chunks import chunk_ends
 from rapidfireai.core.events import (
@@ -37,6 +37,10 @@ Pause = Callable[[list[Event]], None]
 DIVERGENCE_PATIENCE = 3
 """Steps in a row whose loss is not finite before a run counts as diverged. One alone may come from
 a bad batch, which fp16's loss scaler skips; weights that have become NaN never recover."""
+
+
+_SHOWING = frozenset({"PrinterCallback", "ProgressCallback", "NotebookProgressCallback"})
+"""Callbacks by which transformers shows a trainer's progress. By name: the last needs IPython."""
 
 
 class Instrument:
@@ -102,8 +106,10 @@ class Instrument:
         trainer.training_step = training_step
         if self._scoring is not None:
             trainer.evaluate = scored(trainer, self._scoring)
-        # Printing every log row of every run is nobody's wish; the rows are in the store.
-        trainer.remove_callback(PrinterCallback)
+        # Rows and progress of all runs are shown together; bars of each would tear that.
+        for callback in list(trainer.callback_handler.callbacks):
+            if type(callback).__name__ in _SHOWING:
+                trainer.remove_callback(callback)
         trainer.add_callback(_Reporter(self))
 
     def finish(self) -> list[Event]:

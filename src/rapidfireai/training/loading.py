@@ -6,6 +6,7 @@ from typing import Any
 import transformers
 
 from rapidfireai.errors import ConfigError
+from rapidfireai.training.config import as_json
 from rapidfireai.training.spelling import did_you_mean
 
 _CLASSES: Mapping[str, tuple[str, str]] = {
@@ -28,10 +29,10 @@ def load_by_name(model_config: dict[str, Any]) -> tuple[Any, Any]:
             tokenizer_kwargs.
 
     Raises:
-        ConfigError: There is no name, or the type is unknown.
+        ConfigError: There is no name, the type is unknown, or it cannot be loaded.
     """
     name = model_config.get("model_name")
-    if name is None:
+    if not name:
         raise ConfigError(
             "there is no model: give run_fit(model='name or path'), "
             "RFModelConfig(model_name=...), or a create_model function"
@@ -48,8 +49,22 @@ def load_by_name(model_config: dict[str, Any]) -> tuple[Any, Any]:
         kwargs["dtype"] = kwargs.pop("torch_dtype")
     if model_type == "seq_cls":
         kwargs.setdefault("num_labels", 1)
-    model = getattr(transformers, model_class).from_pretrained(name, **kwargs)
-    tokenizer = getattr(transformers, tokenizer_class).from_pretrained(
-        model_config.get("tokenizer") or name, **(model_config.get("tokenizer_kwargs") or {})
+    tokenizer_kwargs = model_config.get("tokenizer_kwargs") or {}
+    return (
+        _load(model_class, "model_name", name, kwargs),
+        _load(
+            tokenizer_class, "tokenizer", model_config.get("tokenizer") or name, tokenizer_kwargs
+        ),
     )
-    return model, tokenizer
+
+
+def _load(auto_class: str, argument: str, name: Any, kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return getattr(transformers, auto_class).from_pretrained(name, **kwargs)
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{argument}={str(name)!r} cannot be loaded: {auto_class}.from_pretrained with "
+            f"{as_json(kwargs)} raised {type(error).__name__}: {first_line} Give the path of a "
+            "folder, or a name on the hub that this machine can reach."
+        ) from error

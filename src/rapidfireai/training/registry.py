@@ -39,6 +39,8 @@ class TrainerSpec:
     trainer: str
     """"module:class" of the trainer."""
     data_kind: DataKind
+    further_columns: tuple[str, ...] = ()
+    """Columns that the trainer reads besides those of its `data_kind`."""
     model_type: str = "causal_lm"
     """What the trainer trains, as `training.loading` names it."""
     experimental: bool = False
@@ -96,18 +98,20 @@ TRAINERS: Mapping[str, TrainerSpec] = {
         _stable("RLOO", DataKind.PROMPT),
         _stable("KTO", DataKind.UNPAIRED_PREFERENCE),
         replace(_stable("Reward", DataKind.PREFERENCE), model_type="seq_cls"),
-        _stable("Distillation", DataKind.PROMPT),
+        _stable("Distillation", DataKind.PROMPT, needs_one_of=("teacher_model",)),
         _experimental("a2po", "A2PO", DataKind.PROMPT),
         _experimental("cpo", "CPO", DataKind.PREFERENCE),
-        _experimental("gkd", "GKD", DataKind.DEMONSTRATION),
+        _experimental("gkd", "GKD", DataKind.DEMONSTRATION, needs_one_of=("teacher_model",)),
         _experimental("gmpo", "GMPO", DataKind.PROMPT),
-        _experimental("gold", "GOLD", DataKind.DEMONSTRATION),
+        _experimental("gold", "GOLD", DataKind.DEMONSTRATION, needs_one_of=("teacher_model",)),
         _experimental("iw_opd", "IWOPD", DataKind.PROMPT),
         _experimental("online_dpo", "OnlineDPO", DataKind.PROMPT, needs_one_of=("reward_funcs",)),
         _experimental("orpo", "ORPO", DataKind.PREFERENCE),
-        _experimental("sdft", "SDFT", DataKind.PROMPT),
+        replace(
+            _experimental("sdft", "SDFT", DataKind.PROMPT), further_columns=("privileged_context",)
+        ),
         _experimental("sdpo", "SDPO", DataKind.PROMPT),
-        _experimental("tpo", "TPO", DataKind.PREFERENCE),
+        replace(_experimental("tpo", "TPO", DataKind.PREFERENCE), further_columns=("reference",)),
         TrainerSpec(
             name="BEMADPO",
             config="trl:DPOConfig",

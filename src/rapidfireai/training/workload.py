@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets import IterableDataset
 
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import ConfigError, RapidFireError
@@ -106,6 +107,13 @@ class TrainingWorkload:
             )
         check_copyable(spec.config)
         resolved = spec.resolve()
+        args = resolved.args
+        is_stream = isinstance(self._data.train, IterableDataset)
+        if args is not None and args.max_steps <= 0 and is_stream:
+            raise ConfigError(
+                "train_dataset is a stream without a length, so the run would not know its end: "
+                f"set max_steps in the training arguments (it is {args.max_steps})"
+            )
         base = self.bases.get(spec.config.model, resolved.seed)
         chat = getattr(base.tokenizer, "chat_template", None) is not None
         train, notes = self._format(spec, self._data.train, "train_dataset", chat)

@@ -66,8 +66,6 @@ class InProcessExecutor:
         task = self._tasks[self._open]
         events = list(task.resume())
         self._interrupted = task.interrupted
-        if isinstance(events[-1], ChunkFinished | RunCompleted):
-            events.insert(-1, self._measured(events[-1], task))
         if isinstance(events[-1], _ENDS_RUN):
             self._memory.forget(self._open)
             del self._tasks[self._open]
@@ -75,6 +73,8 @@ class InProcessExecutor:
             self._memory.after_training(self._open, task)
         if isinstance(events[-1], _ENDS_CHUNK):
             self._open = None
+        if isinstance(events[-1], ChunkFinished | RunCompleted):
+            events.insert(-1, self._measured(events[-1], task))
         return events
 
     def _measured(self, end: ChunkFinished | RunCompleted, task: Task) -> MetricsLogged:

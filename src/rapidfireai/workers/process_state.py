@@ -17,6 +17,10 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from rapidfireai.core.engine import Listener
+from rapidfireai.core.events import Event
+from rapidfireai.core.run import Run
+
 # Set by `full_determinism` and never reset by transformers.
 _ENVIRONMENT = (
     "CUBLAS_WORKSPACE_CONFIG",
@@ -221,3 +225,21 @@ class ProcessState:
 
     def __exit__(self, *_: object) -> None:
         self.leave()
+
+
+class Isolated:
+    """A listener of the user's that may draw random numbers; see `core.engine.Listener`.
+
+    Within a chunk the training run's generators are the process's, and events come at every step.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def on_event(self, before: Run, event: Event, after: Run) -> None:
+        """Pass the event on, and put the generators back."""
+        rng = RngState.capture()
+        try:
+            self._listener.on_event(before, event, after)
+        finally:
+            rng.restore()
