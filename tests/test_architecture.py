@@ -17,7 +17,7 @@ LAYERS = (
     "core", "store", "tracking", "workers", "training", "evals", "automl", "server",
     "experiment", "cli",
 )  # fmt: skip
-FOR_ALL = {"errors", "_version"}
+FOR_ALL = {"errors", "faults", "_version"}
 # Where layers meet the user; modules beside the layers (results, demo, ...) belong to it as well.
 FACADE = {"experiment", "cli"}
 

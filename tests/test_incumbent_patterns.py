@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer
 
 from rapidfireai import Experiment
@@ -44,11 +44,17 @@ def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders with tiny models: two in bfloat16, as most are published, and one in float32."""
+    """Folders with tiny models: two in bfloat16, as most are published, and one in float32.
+
+    The tokenizer of "two" has no padding token, like that of Llama 3.
+    """
     folder = tmp_path_factory.mktemp("models")
     for name, dtype in (("one", torch.bfloat16), ("two", torch.bfloat16), ("full", torch.float32)):
         tiny_model(seed=len(name), dropout=0.0).to(dtype).save_pretrained(folder / name)
-        tiny_tokenizer().save_pretrained(folder / name)
+        tokenizer = tiny_tokenizer()
+        if name == "two":
+            tokenizer.pad_token = None
+        tokenizer.save_pretrained(folder / name)
     return folder
 
 
@@ -178,6 +184,7 @@ def test_sft_with_scores_of_generated_texts(models: Path) -> None:
                     "top_p": 0.9,
                     "top_k": 30,
                     "repetition_penalty": 1.05,
+                    "use_cache": False,
                 },
             )
             for name in ("one", "two")
@@ -431,6 +438,27 @@ def test_adapters_that_cannot_be_trained(
     config = RFModelConfig(training_args=RFDPOConfig(max_steps=1), peft_config=peft_config)
     with pytest.raises(ConfigError, match=message):
         Experiment("adapters").run_fit(config, create_model, preferences)
+
+
+def test_quantization_as_it_was_asked_for_before_transformers_5() -> None:
+    def loaded(**model_kwargs: Any) -> tuple[Any, tuple[str, ...]]:
+        config = RFModelConfig(training_args=RFSFTConfig(), model_kwargs=model_kwargs)
+        (run,) = RFGridSearch(config).get_runs(0)
+        return run.model["model_kwargs"], run.notes
+
+    kwargs, (note,) = loaded(load_in_4bit=True, device_map="auto")
+    assert kwargs == {"device_map": "auto", "quantization_config": {"load_in_4bit": True}}
+    assert "load_in_4bit=True became quantization_config=" in note
+    kwargs, notes = loaded(load_in_8bit=False)
+    assert kwargs == {}
+    assert notes == ("model_kwargs: load_in_8bit=False was left out: it is the default",)
+
+
+def test_quantizations_are_told_apart() -> None:
+    ways = List([BitsAndBytesConfig(llm_int8_threshold=threshold) for threshold in (6.0, 1.0, 6.0)])
+    config = RFModelConfig(training_args=RFSFTConfig(), model_kwargs={"quantization_config": ways})
+    runs = RFGridSearch(config).get_runs(0)
+    assert [run.notes for run in runs] == [(), (), ("equal to configuration 1 of this search",)]
 
 
 def said(completion: list[dict[str, str]]) -> str:

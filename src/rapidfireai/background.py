@@ -1,5 +1,6 @@
 """A `run_fit` that goes on while the caller does something else."""
 
+import atexit
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ class FitHandle:
         self._cancelled = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="rapidfireai-fit", daemon=True)
+        atexit.register(self._end_with_process)
         self._thread.start()
 
     @property
@@ -58,3 +60,10 @@ class FitHandle:
             self._fit.run(self._cancelled)
         except BaseException as error:  # noqa: BLE001 - raised by wait()
             self._error = error
+        finally:
+            atexit.unregister(self._end_with_process)
+
+    def _end_with_process(self) -> None:
+        """The script is over, or was interrupted while it waited: write all runs down."""
+        self._fit.end_soon()
+        self._thread.join()

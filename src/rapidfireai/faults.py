@@ -41,5 +41,5 @@ def reach(point: Point) -> None:
 def listen(listener: Callable[[Point], None] | None) -> None:
     """Have `listener` called at every point of this process, in whatever thread reaches it; None
     ends that."""
-    global _listener  # noqa: PLW0603 - one for the process, since points are reached everywhere
+    global _listener
     _listener = listener

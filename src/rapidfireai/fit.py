@@ -20,15 +20,11 @@ from rapidfireai.core.ids import RunId
 from rapidfireai.core.policy import Policy
 from rapidfireai.core.run import Run, RunStatus, apply
 from rapidfireai.errors import ConfigError
+from rapidfireai.faults import reach
 from rapidfireai.live import progress_view
 from rapidfireai.paths import ExperimentFolder
-from rapidfireai.store import ExperimentRecord, Recorder, SqliteStore, Store
-from rapidfireai.surroundings import (
-    Terminated,
-    experiment_log,
-    quiet_libraries,
-    terminated_as_interrupt,
-)
+from rapidfireai.store import ExperimentRecord, PatientStore, Recorder, Room, SqliteStore, Store
+from rapidfireai.surroundings import EndAtOnce, Ending, experiment_log, quiet_libraries
 
 if TYPE_CHECKING:
     from rapidfireai.training.build import RunSpec
@@ -112,6 +108,8 @@ class Fit:
         self._request = request
         self._folder = folder
         self._device = default_device()
+        self._ending = Ending()
+        self._room = Room(lambda: self._ending.is_asked_for)
         with ExitStack() as stack:
             stack.enter_context(folder.locked())
             stack.enter_context(experiment_log(folder))
@@ -149,7 +147,7 @@ class Fit:
         executor = InProcessExecutor(self._workload, self._memory(), DeviceMonitor(self._device))
         with (
             self._held,
-            closing(SqliteStore(self._folder.store)) as store,
+            closing(PatientStore(self._folder.store, self._room)) as store,
             closing(executor),
             progress_view(self._runs) as view,
         ):
@@ -167,30 +165,39 @@ class Fit:
                 recorder.flush()
 
     def _drive(self, engine: Engine, cancelled: threading.Event) -> None:
+        ending = self._ending
         try:
-            with terminated_as_interrupt():
-                while not engine.ended:
-                    if cancelled.is_set():
-                        engine.stop([run.id for run in self._runs], "cancelled by the user")
-                    else:
-                        engine.step()
-        except KeyboardInterrupt as signal:
-            logger.warning("interrupted: writing all runs down")
-            engine.interrupt("interrupted by the user")
-            logger.warning("run the same script again to go on where they are")
-            if isinstance(signal, Terminated):
-                raise SystemExit(signal.exit_status) from None
-            raise
+            with ending.heeding_signals():
+                try:
+                    while not (engine.ended or ending.is_asked_for):
+                        if cancelled.is_set():
+                            engine.stop([run.id for run in self._runs], "cancelled by the user")
+                        else:
+                            engine.step()
+                except KeyboardInterrupt:  # not from a signal of ours
+                    ending.ask()
+                if not engine.ended:
+                    logger.warning("interrupted: writing all runs down")
+                    engine.interrupt("interrupted by the user")
+                    logger.warning("run the same script again to go on where they are")
+        except EndAtOnce:
+            logger.warning("left at once; the same script again goes on from the last checkpoints")
+        if ending.is_asked_for:
+            raise ending.error()
+
+    def end_soon(self) -> None:
+        """Have all runs written down after the step in progress, as Ctrl-C does. Any thread may."""
+        self._ending.ask()
 
     def _plan(self) -> "tuple[list[RunSpec], Continuation]":
         """What to run, under the numbers that earlier processes gave it."""
         from rapidfireai.training.build import RunSpec
-        from rapidfireai.training.identity import run_identity
+        from rapidfireai.training.identity import digest, run_identity
 
         request, folder = self._request, self._folder
         configs = self._configs()
         surroundings = {
-            name: getattr(request, name)
+            name: digest(getattr(request, name))
             for name in ("create_model", "create_trainer", "train_dataset", "eval_dataset", "seed")
         }
         identities = [run_identity(config, surroundings) for config in configs]
@@ -234,6 +241,7 @@ class Fit:
             TrainingData(train=request.train_dataset, eval=request.eval_dataset),
             folder=self._folder.data,
             device=self._device,
+            room=self._room,
         )
 
     def _configs(self) -> "list[RunConfig]":
@@ -271,13 +279,24 @@ class Fit:
             for spec, known in zip(specs, continuation.known, strict=True)
             if known is None
         ]
+        if not continuation.all_known:
+            self._create_store(new)
         with closing(SqliteStore(self._folder.store)) as store:
             if continuation.all_known:
                 store.add_runs(new)
                 self._take_up(store, specs, continuation, len(new))
-            else:
-                store.create(self._record(), new)
             return store.runs()
+
+    def _create_store(self, runs: list[Run]) -> None:
+        """Begin the experiment: once its store is there under its name, it holds the runs."""
+        place = self._folder.store
+        unfinished = place.with_name(f"{place.name}.unfinished")
+        for left_over in (*place.parent.glob(f"{place.name}-*"), unfinished):
+            left_over.unlink(missing_ok=True)
+        with closing(SqliteStore(unfinished)) as store:
+            store.create(self._record(), runs)
+        reach("store.new")
+        os.replace(unfinished, place)
 
     def _take_up(
         self, store: Store, specs: "list[RunSpec]", continuation: Continuation, num_new: int
@@ -300,6 +319,7 @@ class Fit:
                 active_s=0.0 if checkpoint is None else checkpoint.progress.active_s,
             )
             store.record(run, event, apply(run, event), clock.now())
+            reach("run.recovered")
         missing = [run for run in continuation.missing if run.unfinished]
         for run in missing:
             stopped = RunStopped(

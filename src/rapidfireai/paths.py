@@ -12,6 +12,19 @@ from pathlib import Path
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import ConfigError, ExperimentBusyError, ExperimentPathError
 
+_locks: set[int] = set()
+"""Descriptors of the locks that this process holds. Its children let go of them: one that outlives
+it for a moment, as a data loader's worker does, would keep the next process out."""
+
+
+def _let_go_of_locks() -> None:
+    for lock in _locks:
+        os.close(lock)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_of_locks)
+
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
 
 
@@ -56,8 +69,8 @@ class ExperimentFolder:
                 if folder.path.exists() and not folder.path.is_dir():
                     continue
                 folder.path.mkdir(exist_ok=True)
-                # One without a store belongs to an attempt that was refused before it trained.
-                if not folder.store.exists():
+                # One without both belongs to an attempt that was refused before it trained.
+                if not folder.store.exists() and not folder.runs.exists():
                     folder.log.touch()  # whether it can be written shows here, not in training
                     return folder
         except OSError as error:
@@ -74,11 +87,10 @@ class ExperimentFolder:
         latest = None
         for candidate in _candidates(name):
             folder = cls(root / candidate)
-            if folder.path.exists() and not folder.path.is_dir():
-                continue
-            if not folder.store.exists():
+            if not folder.path.exists():
                 return latest
-            latest = folder
+            if folder.store.exists():
+                latest = folder
         raise AssertionError("the candidates never end")
 
     @contextmanager
@@ -87,20 +99,31 @@ class ExperimentFolder:
 
         Raises:
             ExperimentBusyError: Another one does.
+            ExperimentPathError: The folder cannot be written.
         """
-        with (self.path / "lock").open("a+") as file:
+        try:
+            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ExperimentPathError(
+                f"the experiment's folder, {self.path}, cannot be written: {error.strerror}"
+            ) from error
+        _locks.add(lock)
+        try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                file.seek(0)
                 raise ExperimentBusyError(
                     f"the experiment {self.name!r} is being trained by process "
-                    f"{file.read().strip()}; wait for it, end it, or use another experiment_name"
+                    f"{os.read(lock, 20).decode().strip()}; wait for it, end it, or use another "
+                    "experiment_name"
                 ) from None
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            os.ftruncate(lock, 0)
+            os.write(lock, f"{os.getpid()}\n".encode())
             yield
+        finally:
+            if lock in _locks:
+                _locks.discard(lock)
+                os.close(lock)
 
     @property
     def name(self) -> str:
@@ -122,9 +145,14 @@ class ExperimentFolder:
         """Prepared datasets."""
         return self.path / "data"
 
+    @property
+    def runs(self) -> Path:
+        """All that the runs' trainers write."""
+        return self.path / "runs"
+
     def run(self, run_id: RunId) -> Path:
         """All that a run's trainer writes."""
-        return self.path / "runs" / str(run_id)
+        return self.runs / str(run_id)
 
     def final(self, run_id: RunId) -> Path:
         """The ended run, as `from_pretrained` loads it."""

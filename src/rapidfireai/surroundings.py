@@ -12,30 +12,62 @@ from rapidfireai.live import message_handler
 from rapidfireai.paths import ExperimentFolder
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. Takes the ways of Ctrl-C: between two steps, with everything written."""
+class EndAtOnce(BaseException):
+    """A second signal: not even the step in progress is waited for. No KeyboardInterrupt, which the
+    owner of a fiber would put off until the step has ended."""
 
-    exit_status = 128 + signal.SIGTERM
 
+class Ending:
+    """Whether the process has been asked to end: by Ctrl-C, by SIGTERM with which clusters announce
+    preemption, or because the script is over.
 
-@contextmanager
-def terminated_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, with which clusters announce preemption, end the training as Ctrl-C does.
-
-    Only the main thread can do that; elsewhere the process's own handler stays.
+    Signals are only noted, so that they never strike between what is stored and what is in memory.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def handle(number: int, frame: Any) -> None:
-        raise Terminated
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self.is_asked_for = False
+        """Looked at between two steps, and by whoever waits for something."""
 
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def ask(self) -> None:
+        """End after the step in progress."""
+        self.is_asked_for = True
+
+    def error(self) -> BaseException:
+        """What the process ends with: as after Ctrl-C, or with SIGTERM's exit status."""
+        if self._signal == signal.SIGTERM:
+            return SystemExit(128 + signal.SIGTERM)
+        return KeyboardInterrupt()
+
+    @contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """Take notice of Ctrl-C and SIGTERM.
+
+        Only the main thread can do that; elsewhere the process's own handlers stay, and so do
+        those of an application that ignores a signal or has its own for Ctrl-C.
+
+        Raises:
+            EndAtOnce: A second signal; anywhere inside.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, self._handle)
+        if signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, None):
+            before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._handle)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._signal is not None:
+            raise EndAtOnce
+        self._signal = number
+        self.ask()
 
 
 @contextmanager

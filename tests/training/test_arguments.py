@@ -201,9 +201,30 @@ class TestRefused:
         assert reason in message.split("}:", 1)[1]
 
     @pytest.mark.parametrize(
+        ("given", "reason"),
+        [
+            ({"seed": -1}, "seed=-1 cannot be used; it has to be an integer from 0 to 2**32 - 1"),
+            ({"per_device_train_batch_size": 0}, "give at least 1"),
+            ({"gradient_accumulation_steps": 0}, "give at least 1"),
+            ({"max_steps": 0}, "give at least 1, or -1 to let num_train_epochs decide"),
+            ({"num_train_epochs": 0}, "num_train_epochs=0 trains nothing"),
+        ],
+        ids=str,
+    )
+    def test_amounts_that_train_nothing(self, given: dict[str, Any], reason: str) -> None:
+        ((name, value),) = given.items()
+        message = refusal(training_args=given)
+        assert message.startswith(f"{name}={value}")
+        assert reason in message
+
+    @pytest.mark.parametrize("arguments", [{"r": 0}, {"lora_dropout": 1.0}], ids=str)
+    def test_adapters_that_train_nothing(self, arguments: dict[str, Any]) -> None:
+        ((name, value),) = arguments.items()
+        assert refusal(peft=lora(**arguments)).startswith(f"LoRA with {name}={value} cannot be")
+
+    @pytest.mark.parametrize(
         ("spec", "reason"),
         [
-            (lora(r=0, init_lora_weights="pisa"), ""),
             (lora(layers_pattern="h"), "layers_to_transform"),
             (lora(no_such_argument=1), "no_such_argument"),
             (PeftSpec(method="AdaLoraConfig", arguments={}), "total_step"),
@@ -211,9 +232,6 @@ class TestRefused:
         ids=lambda value: value.method if isinstance(value, PeftSpec) else value,
     )
     def test_what_peft_refuses_likewise(self, spec: PeftSpec, reason: str) -> None:
-        if not reason:
-            assert resolved(peft=spec).peft_config.r == 0  # only its layers refuse this
-            return
         message = refusal(peft=spec)
         assert message.startswith(f"peft.{spec.method} refuses {{")
         assert reason in message

@@ -149,6 +149,31 @@ def test_full_finetunes_have_a_copy_each_and_share_the_reference(tmp_path: Path)
     assert 2 * base_bytes <= references < 2.001 * base_bytes
 
 
+def test_a_reference_of_the_users_that_is_synced_is_copied_for_each_run(tmp_path: Path) -> None:
+    reference = tiny_model(seed=7)
+    before = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    config = RFModelConfig(
+        training_args=RFDPOConfig(
+            learning_rate=List([1e-2, 1e-2]),
+            max_steps=3,
+            per_device_train_batch_size=2,
+            sync_ref_model=True,
+            ref_model_sync_steps=1,
+        ),
+        ref_model=reference,
+    )
+    experiment = Experiment("synced", experiment_path=tmp_path)
+    experiment.run_fit(
+        config, lambda config: (tiny_model(), tiny_tokenizer()), preference_rows(), num_chunks=3
+    )
+    results = experiment.get_results()
+    losses = [results[results["run_id"] == run_id]["loss"].to_list() for run_id in (1, 2)]
+    # Equal configurations: a reference that both wrote to would tell them apart.
+    assert losses[0] == losses[1]
+    for name, tensor in reference.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
 def test_configurations_of_two_models_load_each_once(tmp_path: Path) -> None:
     for name in ("one", "two"):
         tiny_model(seed=len(name)).save_pretrained(tmp_path / name)

@@ -1,5 +1,6 @@
 """Every run has a process of its own, as far as it can see."""
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -18,10 +19,13 @@ from peft import LoraConfig
 from transformers import TrainerCallback, enable_full_determinism, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from rapidfireai.core.events import Event, RunNoted
+from rapidfireai.core.ids import RunId
+from rapidfireai.core.run import Run
 from rapidfireai.testing.tiny import text_rows, tiny_model, tiny_tokenizer
 from rapidfireai.workers import process_state
 from rapidfireai.workers.fiber import Fiber
-from rapidfireai.workers.process_state import ProcessState, RngState
+from rapidfireai.workers.process_state import Isolated, ProcessState, RngState
 
 STATES = (PartialState, AcceleratorState, GradientState)
 
@@ -140,6 +144,20 @@ class TestRandomNumbers:
             inside = draws()
         with ProcessState():
             assert draws() == inside
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_a_listener_may_draw(self, fails: bool) -> None:
+        class Draws:
+            def on_event(self, before: Run, event: Event, after: Run) -> None:
+                draws()
+                if fails:
+                    raise RuntimeError("the tracking server is down")
+
+        run = Run(id=RunId(1), name="run-1", config={}, path="")
+        rng = RngState.capture()
+        with contextlib.suppress(RuntimeError):
+            Isolated(Draws()).on_event(run, RunNoted(run_id=run.id, note=""), run)
+        assert RngState.capture().equals(rng)
 
     def test_the_initial_seed_comes_along(self) -> None:
         # accelerate's sampler takes its seed from it: it decides the order of the data.

@@ -3,7 +3,7 @@
 import dataclasses
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rapidfireai.automl.argument_types import shown
@@ -210,7 +210,7 @@ class _Seen:
 
     def first_place(self, run: RunConfig, place: int) -> int:
         """Returns where the first equal run was; `place`, if this is the first. Notes count not."""
-        bare = dataclasses.replace(run, notes=())
+        bare = dataclasses.replace(run, notes=(), model=_comparable(run.model))
         parts = (run.training_args, run.peft.arguments if run.peft else {}, run.knobs or {})
         scalars = frozenset(
             item
@@ -224,6 +224,18 @@ class _Seen:
                 return first
         alike.append((bare, place))
         return place
+
+
+def _comparable(value: Any) -> Any:
+    """The value with objects that compare equal whatever they say taken apart.
+
+    Those are transformers' quantization configs, as dataclasses without their settings as fields.
+    """
+    if isinstance(value, Mapping):
+        return {key: _comparable(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and hasattr(value, "to_dict"):
+        return type(value), value.to_dict()
+    return value
 
 
 def _distinct(runs: Iterable[RunConfig]) -> list[RunConfig]:

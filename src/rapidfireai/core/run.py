@@ -162,7 +162,8 @@ def _changes(run: Run, event: Event) -> dict[str, Json]:  # noqa: C901 - a table
                 "step": event.step,
                 "active_s": event.active_s,
                 "resolved": dict(event.resolved),
-                "notes": run.notes + event.notes,
+                # Those that it had before its process ended are given again.
+                "notes": (*run.notes, *(note for note in event.notes if note not in run.notes)),
             }
         case StepFinished():
             return {"step": event.step, "loss": event.loss, "active_s": event.active_s}

@@ -1,6 +1,7 @@
 """Where an experiment lives: its record, runs, events and metrics, on disk or in memory."""
 
 from rapidfireai.store._protocol import EventRow, ExperimentRecord, MetricRow, Store
+from rapidfireai.store.disk import PatientStore, Room
 from rapidfireai.store.memory import MemoryStore
 from rapidfireai.store.recorder import Recorder
 from rapidfireai.store.sqlite import SqliteStore
@@ -10,7 +11,9 @@ __all__ = [
     "ExperimentRecord",
     "MemoryStore",
     "MetricRow",
+    "PatientStore",
     "Recorder",
+    "Room",
     "SqliteStore",
     "Store",
 ]

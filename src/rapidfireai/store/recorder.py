@@ -6,6 +6,7 @@ from rapidfireai.core.clock import Clock
 from rapidfireai.core.events import Event, MetricsLogged, MetricSource, StepFinished
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run
+from rapidfireai.faults import reach
 from rapidfireai.store._protocol import MetricRow, Store
 
 MAX_AGE_S: Final = 0.5
@@ -44,6 +45,7 @@ class Recorder:
             case _:
                 self.flush()
                 self._store.record(before, event, after, now_s)
+                reach("store.recorded")
 
     def flush(self) -> None:
         """Write what is held back; after an error it is held back still.

@@ -16,6 +16,7 @@ from rapidfireai.core.events import Event, MetricSource
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run
 from rapidfireai.errors import StoreError
+from rapidfireai.faults import reach
 from rapidfireai.store import _codec
 from rapidfireai.store._protocol import EventRow, ExperimentRecord, MetricRow, stale_run
 
@@ -258,6 +259,7 @@ class SqliteStore:
                 # for it later, SQLite would refuse it.
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
+                reach("store.before_commit")
                 self._db.execute("COMMIT")
             finally:
                 # Also after a KeyboardInterrupt and a COMMIT that failed; else does nothing.

@@ -1,9 +1,9 @@
 """A run on disk in the middle of its training, such that it goes on bit for bit.
 
 A checkpoint is the trainer's own (`Trainer._save_checkpoint`'s layout, so that plain transformers
-resumes from it too), plus what the trainer keeps in attributes and forgets: sums behind the next
-log row, TRL's metrics, completions that were generated and not trained on yet. It is written under
-another name, its manifest last, and then renamed: a folder without a matching manifest is none.
+resumes from it too), plus what the trainer forgets, where in its data it stands, and what it
+reported in its present chunk. It is written under another name, its manifest last, and then
+renamed: a folder without a matching manifest is none.
 """
 
 import hashlib
@@ -13,46 +13,36 @@ import os
 import shutil
 import time
 import warnings
-from collections import deque
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rapidfireai.workers.process_state import RngState
+from rapidfireai.core.events import MetricsLogged, MetricSource, StepFinished
+from rapidfireai.faults import reach
+from rapidfireai.training.forgotten import Forgotten
+from rapidfireai.training.position import DataPosition
 
 logger = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
-_EXTRAS = "engine_state.pt"
-_COST_FACTOR = 50
+_ENGINE_STATE = "engine_state.pt"
+_UNFINISHED = ".unfinished"
+
+COST_FACTOR = 50
 """A checkpoint may cost a fiftieth of the training between two, which is 2 %."""
 
 _KEPT = 2
 """Checkpoints of a run on disk: the latest, and the one before for when that turns out broken."""
 
-_FORGOTTEN = (
-    # transformers: what `train` resets although a checkpoint is given.
-    "_tr_loss",
-    "_total_loss_scalar",
-    "_globalstep_last_logged",
-    "_initial_global_step",
-    "_initial_num_input_tokens_seen",
-    "current_flos",
-    # TRL: metrics since the last log row, and texts for `log_completions`.
-    "_metrics",
-    "_logs",
-    "_total_train_tokens",
-    # GRPO and RLOO: where in a generation batch the run stands.
-    "_step",
-    "_buffered_inputs",
-    "_last_loaded_step",
-    "_last_world_entropy",
-    "_entropy_window_stats",
-)
-"""Attributes of trainers that decide about the numbers to come."""
+Told = StepFinished | MetricsLogged
+"""What a store may hold back for a while; see `store.Recorder`."""
+
+
+class CannotResumeError(Exception):
+    """The trainer's `train` does not go on from a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,33 +62,58 @@ class Checkpoint:
     progress: Progress
 
 
-def save_checkpoint(trainer: Any, folder: Path, progress: Progress) -> Checkpoint:
-    """Write the run down, as it stands at a step boundary.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunState:
+    """All of a run that is written down, as it stands at a step boundary."""
+
+    trainer: Any
+    """Paused in front of `get_batch_samples`, with its process state in place."""
+    forgotten: Forgotten
+    position: DataPosition
+    told: Sequence[Told]
+    """What the run has reported in its present chunk: the store may not have it all yet."""
+    progress: Progress
+
+
+def save_checkpoint(state: RunState, folder: Path) -> Checkpoint:
+    """Write the run down.
 
     Args:
-        trainer: Paused in front of `get_batch_samples`, with its process state in place.
         folder: Of all the run's checkpoints.
-        progress: How far the run is.
 
     Raises:
         OSError: It cannot be written. The checkpoints before it are as they were.
+        NotPlainError: The trainer keeps something that cannot be written down.
     """
+    progress = state.progress
     target = folder / f"checkpoint-{progress.step}"
-    unfinished = folder / f"{target.name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = folder / f"{target.name}{_UNFINISHED}"
+    for left_over in folder.glob(f"*{_UNFINISHED}"):
+        shutil.rmtree(left_over, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    _write_trainer(trainer, unfinished)
-    extras = {name: _plain(getattr(trainer, name)) for name in _FORGOTTEN if name in vars(trainer)}
-    torch.save({"attributes": extras, "rng": RngState.capture().plain()}, unfinished / _EXTRAS)
-    manifest = {
-        "progress": asdict(progress),
-        "files": {path.name: _digest(path) for path in sorted(unfinished.iterdir())},
-    }
-    _write_synced(unfinished / _MANIFEST, json.dumps(manifest, indent=1))
+    try:
+        reach("checkpoint.begun")
+        _write_trainer(state.trainer, unfinished)
+        reach("checkpoint.trainer_written")
+        engine_state = {
+            "forgotten": state.forgotten.take(),
+            "position": state.position.plain(),
+            "told": [_plain_event(event) for event in state.told],
+        }
+        torch.save(engine_state, unfinished / _ENGINE_STATE)
+        reach("checkpoint.before_manifest")
+        _write_manifest(unfinished, progress)
+    except BaseException:
+        # On a full disk its own beginning may be what takes the room.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    reach("checkpoint.before_rename")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(unfinished, target)
+    reach("checkpoint.after_rename")
     for old in _folders(folder)[_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
+    reach("checkpoint.older_removed")
     return Checkpoint(folder=target, progress=progress)
 
 
@@ -106,14 +121,26 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The latest that is whole; None if there is none."""
     for candidate in _folders(folder):
         try:
-            manifest = json.loads((candidate / _MANIFEST).read_text())
-            if all(_digest(candidate / name) == d for name, d in manifest["files"].items()):
-                return Checkpoint(folder=candidate, progress=Progress(**manifest["progress"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("checkpoint %s cannot be read: %s", candidate, error)
-            continue
-        logger.warning("checkpoint %s is damaged; the one before it is used", candidate)
+            return Checkpoint(folder=candidate, progress=_read_manifest(candidate))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning(
+                "checkpoint %s is damaged, the one before it is used: %s", candidate, error
+            )
     return None
+
+
+def clear_left_overs(run_folder: Path, folder: Path, step: int) -> None:
+    """Remove what a process that was killed left behind and nobody needs.
+
+    Args:
+        run_folder: Where the run's trainer saves by itself. What it saved after `step` would take
+            part in the choice of which ones are kept.
+        folder: Of the run's checkpoints.
+        step: At which the run is taken up.
+    """
+    later = [path for path in _folders(run_folder) if _step(path) > step]
+    for path in (*later, *folder.glob(f"*{_UNFINISHED}")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class CheckpointPace:
@@ -122,49 +149,85 @@ class CheckpointPace:
     Args:
         folder: Of all the run's checkpoints.
         every_s: Seconds of training between two, at least.
+        clock: Seconds on any scale; tells what writing costs.
     """
 
-    def __init__(self, folder: Path, every_s: float) -> None:
+    def __init__(
+        self, folder: Path, every_s: float, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._folder = folder
         self._every_s = every_s
+        self._clock = clock
         self._cost_s = 0.0
-        self._last: Progress | None = None
+        self._since_s: float | None = None
+        """Active seconds of the run when it was last written down, or taken up."""
+        self._written_step: int | None = None
 
-    def at_boundary(self, trainer: Any, progress: Progress) -> None:
-        """Write one if it is due: the run has trained 50 times as long as the last one took."""
-        if self._last is None:
-            # What the run goes on from is on disk already.
-            self._last = progress
-        due_s = max(self._every_s, _COST_FACTOR * self._cost_s)
-        if progress.step > self._last.step and progress.active_s - self._last.active_s >= due_s:
-            self.write(trainer, progress)
+    def begin(self, checkpoint: Checkpoint | None) -> None:
+        """The run begins, or goes on from the checkpoint."""
+        if checkpoint is None:
+            self._since_s, self._written_step = 0.0, None
+        else:
+            self._since_s = checkpoint.progress.active_s
+            self._written_step = checkpoint.progress.step
 
-    def write(self, trainer: Any, progress: Progress) -> None:
-        """Write one now; see `save_checkpoint`."""
-        begin = time.perf_counter()
-        save_checkpoint(trainer, self._folder, progress)
-        self._cost_s = time.perf_counter() - begin
-        self._last = progress
+    def is_due(self, progress: Progress) -> bool:
+        """Whether the run has trained 50 times as long as writing it down took."""
+        assert self._since_s is not None, "the run has begun"
+        due_s = max(self._every_s, COST_FACTOR * self._cost_s)
+        return progress.step != self._written_step and progress.active_s - self._since_s >= due_s
+
+    def write(self, state: RunState) -> None:
+        """Write the run down, unless it has been at this very step; see `save_checkpoint`."""
+        if state.progress.step == self._written_step:
+            # Nor could it be done right after the run was taken up: not until it has fetched its
+            # first batch are its random generators where the checkpoint says.
+            return
+        begin_s = self._clock()
+        try:
+            save_checkpoint(state, self._folder)
+            self._written_step = state.progress.step
+        finally:
+            self._cost_s = self._clock() - begin_s
+            self._since_s = state.progress.active_s
 
 
 class Resumption:
-    """Puts back what `Trainer.train(resume_from_checkpoint=...)` leaves out.
-
-    To be applied in the trainer's first call of `get_batch_samples`: `train` has reset the
-    attributes by then, and has drawn random numbers that the run had drawn before.
-    """
+    """Puts back what `Trainer.train(resume_from_checkpoint=...)` leaves out."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        saved = torch.load(checkpoint.folder / _EXTRAS, weights_only=True)
-        self._attributes: dict[str, Any] = saved["attributes"]
-        self._rng = RngState.from_plain(saved["rng"])
         self.progress = checkpoint.progress
+        saved = torch.load(checkpoint.folder / _ENGINE_STATE, weights_only=True)
+        self.position: Mapping[str, Any] = saved["position"]
+        """For `DataPosition`."""
+        self.told = [_event(plain) for plain in saved["told"]]
+        """What the run had reported in its chunk; to be reported again."""
+        self._forgotten: Mapping[str, Any] = saved["forgotten"]
+        self._forgets: Forgotten | None = None
+        self._args: dict[str, Any] = {}
+
+    def prepare(self, trainer: Any, forgotten: Forgotten) -> None:
+        """Before the trainer's `train` is called."""
+        self._forgets = forgotten
+        # The evaluation before the first step has been done; and data has to be skipped.
+        overridden = {"eval_on_start": False, "ignore_data_skip": False}
+        self._args = {name: getattr(trainer.args, name) for name in overridden}
+        vars(trainer.args).update(overridden)
 
     def apply(self, trainer: Any) -> None:
-        """Restore the attributes and the random generators."""
-        for name, value in self._attributes.items():
-            _restore(vars(trainer), name, value)
-        self._rng.restore()
+        """In the trainer's first call of `get_batch_samples`: `train` has reset it by then.
+
+        Raises:
+            CannotResumeError: The trainer has begun from the start.
+        """
+        assert self._forgets is not None, "it has been prepared"
+        vars(trainer.args).update(self._args)
+        if trainer.state.global_step != self.progress.step:
+            raise CannotResumeError(
+                f"{type(trainer).__name__}.train(resume_from_checkpoint=...) began at step "
+                f"{trainer.state.global_step} instead of {self.progress.step}"
+            )
+        self._forgets.give(self._forgotten)
 
 
 def _write_trainer(trainer: Any, folder: Path) -> None:
@@ -187,53 +250,60 @@ def _write_trainer(trainer: Any, folder: Path) -> None:
         state.stateful_callbacks = before
 
 
-def _folders(folder: Path) -> list[Path]:
-    """Checkpoints by step, the latest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
+def _write_manifest(folder: Path, progress: Progress) -> None:
+    content = {
+        "progress": asdict(progress),
+        "files": {path.name: _file_digest(path) for path in sorted(folder.iterdir())},
+    }
+    with (folder / _MANIFEST).open("w") as file:
+        json.dump({**content, "digest": _digest(content)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _plain(value: Any) -> Any:
-    """The value in types that `torch.load(weights_only=True)` accepts."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | deque):
-        return [_plain(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    return value
+def _read_manifest(folder: Path) -> Progress:
+    """Check the checkpoint.
+
+    Raises:
+        OSError: A file is missing.
+        ValueError: A file is not what was written.
+    """
+    content = json.loads((folder / _MANIFEST).read_text())
+    if content.pop("digest") != _digest(content):
+        raise ValueError(f"{_MANIFEST} has been changed")
+    for name, digest in content["files"].items():
+        if _file_digest(folder / name) != digest:
+            raise ValueError(f"{name} has been changed")
+    return Progress(**content["progress"])
 
 
-def _restore(target: MutableMapping[str, Any], name: str, saved: Any) -> None:
-    """Set `target[name]`; containers keep their type (a deque its length) and get new contents."""
-    present = target.get(name) if name in target else _default(target, name)
-    if isinstance(present, MutableMapping) and isinstance(saved, dict):
-        for key in [key for key in present if key not in saved]:
-            del present[key]
-        for key, value in saved.items():
-            _restore(present, key, value)
-    elif isinstance(present, deque):
-        present.clear()
-        present.extend(saved)
-    else:
-        target[name] = saved
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _default(target: MutableMapping[str, Any], name: str) -> Any:
-    factory = getattr(target, "default_factory", None)
-    if factory is None:
-        return None
-    target[name] = factory()
-    return target[name]
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Checkpoints by step, the latest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _plain_event(event: Told) -> dict[str, Any]:
+    plain = asdict(event)
+    if isinstance(event, MetricsLogged):
+        plain["source"] = event.source.value
+    return plain
+
+
+def _event(plain: Mapping[str, Any]) -> Told:
+    if "source" not in plain:
+        return StepFinished(**plain)
+    return MetricsLogged(**{**plain, "source": MetricSource(plain["source"])})

@@ -14,6 +14,7 @@ from uuid import uuid4
 from datasets import Dataset, IterableDataset, load_from_disk
 
 from rapidfireai.errors import DatasetError
+from rapidfireai.faults import reach
 from rapidfireai.training.config import CUSTOM, RunConfig, as_json
 from rapidfireai.training.registry import DataKind, trainer_spec
 
@@ -207,6 +208,7 @@ class Formatter:
         key = (id(dataset), id(config.formatting_func), kind, chat, templated, text_field, further)
         if key not in self._done:
             self._kept += [dataset, config.formatting_func]
+            reach("data.formatting")
             request = _Request(name=name, config=config, kind=kind, chat=chat)
             if config.formatting_func is not None:
                 formatted, row = self._apply(config.formatting_func, dataset, request)
@@ -225,6 +227,7 @@ class Formatter:
                     "tokenizer.chat_template in create_model, or give plain text."
                 )
             self._done[key] = (self._file_backed(formatted), notes)
+            reach("data.formatted")
         return self._done[key]
 
     def _apply(

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rapidfireai.faults import reach
 from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.workers.process_state import RngState
 
@@ -22,7 +23,9 @@ def evaluate_quietly(trainer: Any) -> dict[str, float]:
     Metrics of speed are left out: they say more about the machine than about the run.
     """
     with _undisturbed(trainer):
+        reach("evaluation.begun")
         metrics = trainer.evaluate()
+        reach("evaluation.measured")
     return {name: value for name, value in numbers(metrics).items() if not _is_timing(name)}
 
 

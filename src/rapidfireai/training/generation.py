@@ -42,7 +42,7 @@ class GenerationMetrics:
         compute_metrics: (predictions, references) -> metrics.
         generation_config: Arguments of `generate`, and max_input_length (tokens),
             add_generation_prompt (default True) and truncation_side ("left" or "right").
-        tokenizer: Tokenizer with a padding token; it is the run's own.
+        tokenizer: The run's own. Without a padding token it gets one, as TRL gives it one.
         rows: The evaluation set, or several by name.
         seed: Under which samples are drawn, the same at every evaluation.
     """
@@ -60,10 +60,12 @@ class GenerationMetrics:
         self._max_length = options.pop("max_input_length", None)
         self._add_prompt = options.pop("add_generation_prompt", True)
         self._truncation_side = options.pop("truncation_side", None) or "left"
-        self._options = {"max_new_tokens": 128, **options}
+        self._options = {"max_new_tokens": 128, "use_cache": True, **options}
         if "max_length" in options:
             self._options.pop("max_new_tokens")
         self._tokenizer = tokenizer
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         self._rows = rows
         self._seed = seed
 
@@ -126,7 +128,7 @@ class GenerationMetrics:
             )
             inputs.pop("token_type_ids", None)
             inputs = inputs.to(trainer.model.device)
-            made = trainer.model.generate(**inputs, use_cache=True, **self._options)
+            made = trainer.model.generate(**inputs, **self._options)
             yield from tokenizer.batch_decode(
                 made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
             )

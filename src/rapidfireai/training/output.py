@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidfireai.core.events import Json
+from rapidfireai.faults import reach
 
 CONFIG_FILE = "run_config.json"
 
@@ -23,18 +24,31 @@ def save_run(trainer: Any, folder: Path, config: dict[str, Json]) -> None:
     unfinished = folder.with_name(folder.name + ".unfinished")
     replaced = folder.with_name(folder.name + ".replaced")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with warnings.catch_warnings():
-        # PEFT cannot look up the base's configuration on the hub when offline, and says so.
-        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-        trainer.save_model(str(unfinished))
-    trainer.state.save_to_json(str(unfinished / "trainer_state.json"))
-    text = json.dumps(_strict(config), indent=2, allow_nan=False)
-    (unfinished / CONFIG_FILE).write_text(text + "\n")
+    try:
+        reach("final.begun")
+        _write(trainer, unfinished, config)
+        reach("final.written")
+    except BaseException:
+        # On a full disk its own beginning may be what takes the room.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(folder, replaced)
+    reach("final.replacing")
     os.replace(unfinished, folder)
+    reach("final.renamed")
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _write(trainer: Any, folder: Path, config: dict[str, Json]) -> None:
+    with warnings.catch_warnings():
+        # PEFT cannot look up the base's configuration on the hub when offline, and says so.
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        trainer.save_model(str(folder))
+    trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    text = json.dumps(_strict(config), indent=2, allow_nan=False)
+    (folder / CONFIG_FILE).write_text(text + "\n")
 
 
 def _strict(value: Json) -> Json:

@@ -50,22 +50,6 @@ class DataPosition:
             "sampler": self._sampler_state,
         }
 
-    def is_within_epoch(self) -> bool:
-        """Whether batches of the present epoch have been fetched."""
-        return self._num_batches > 0
-
-    def restore_generators(self) -> None:
-        """Put the generators where they were when the epoch began.
-
-        For a trainer that goes on within an epoch, before it fetches its first batch.
-        transformers puts them where they were at the step boundary right after that.
-        """
-        assert self._rng is not None, "known from the first boundary on"
-        self._rng.restore()
-        generator = _sampler_generator(self._trainer)
-        if generator is not None and self._sampler_state is not None:
-            generator.set_state(self._sampler_state)
-
     def _attach(self) -> None:
         trainer = self._trainer
         fetch = trainer.get_batch_samples
@@ -91,16 +75,21 @@ class DataPosition:
 
     def _enter(self, iterator: Any) -> None:
         self._iterator = iterator
+        generator = _sampler_generator(self._trainer)
         if self._resumed is not None:
             resumed, self._resumed = self._resumed, None
             self._epoch, self._num_batches = resumed["epoch"], resumed["num_batches"]
             self._rng = RngState.from_plain(resumed["rng"])
             self._sampler_state = resumed["sampler"]
+            # The order is drawn with the first batch. Right after that, transformers puts the
+            # process's generators where they were at the step boundary.
+            self._rng.restore()
+            if generator is not None and self._sampler_state is not None:
+                generator.set_state(self._sampler_state)
             return
         self._epoch += 1
         self._num_batches = 0
         self._rng = RngState.capture()
-        generator = _sampler_generator(self._trainer)
         self._sampler_state = None if generator is None else generator.get_state()
 
 

@@ -3,6 +3,7 @@
 import copy
 import gc
 import logging
+import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,24 +13,34 @@ import torch
 from rapidfireai.core.events import (
     ChunkFinished,
     Event,
+    MetricsLogged,
     RunCompleted,
     RunFailed,
+    RunNoted,
     RunStarted,
     RunStopped,
+    StepFinished,
 )
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import SharedWeightsError
+from rapidfireai.store import Room
 from rapidfireai.training.arguments import Resolved
 from rapidfireai.training.build import RunParts
 from rapidfireai.training.checkpoint import (
+    CannotResumeError,
     Checkpoint,
     CheckpointPace,
     Resumption,
+    RunState,
+    Told,
+    clear_left_overs,
     latest_checkpoint,
 )
+from rapidfireai.training.forgotten import Forgotten
 from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.training.instrument import Instrument
 from rapidfireai.training.output import save_run
+from rapidfireai.training.position import DataPosition
 from rapidfireai.workers.fiber import Fiber, FiberClosed
 from rapidfireai.workers.process_state import ProcessState
 from rapidfireai.workers.shared_weights import Bases
@@ -38,16 +49,31 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingTask:
-    """One run's trainer in its fiber; implements `workers.task.Task`."""
+    """One run's trainer in its fiber; implements `workers.task.Task`.
 
-    def __init__(self, parts: RunParts, bases: Bases) -> None:
+    Args:
+        parts: The run's own.
+        bases: Of all runs.
+        room: How what is to be saved waits for room on the disk.
+    """
+
+    def __init__(self, parts: RunParts, bases: Bases, room: Room | None = None) -> None:
         self._parts = parts
         self._bases = bases
+        self._room = room or Room()
         self._state = ProcessState()
         self._fiber: Fiber[str, list[Event]] = Fiber(self._train, f"run-{self._run_id}")
         self._trainer: Any = None
         self._instrument: Instrument | None = None
         self._checkpoints = CheckpointPace(parts.spec.checkpoints, parts.spec.checkpoint_every_s)
+        self._resumption: Resumption | None = None
+        self._forgotten: Forgotten | None = None
+        self._position: DataPosition | None = None
+        self._begun = False
+        self._told: list[Told] = []
+        """What was handed out since the present chunk began."""
+        self._notes: list[Event] = []
+        """To be handed out with the next events."""
         self._unsent: list[Event] = []
         """Events on their way out; a failure right there must not lose them."""
 
@@ -66,6 +92,10 @@ class TrainingTask:
 
     def stop(self, reason: str) -> Sequence[Event]:
         """Save the run as it is and end it."""
+        if not self._begun:
+            # There is nothing to save, and resuming the fiber would begin the run.
+            self._fiber.close()
+            return [RunStopped(run_id=self._run_id, reason=reason, active_s=0.0)]
         return self._work(reason)
 
     def close(self) -> None:
@@ -86,6 +116,7 @@ class TrainingTask:
 
     def _work(self, stop: str | None) -> list[Event]:
         self._fiber.interrupted = False
+        self._begun = True
         self._state.enter()
         events = self._fiber.resume(stop)
         if self._fiber.done:
@@ -99,6 +130,7 @@ class TrainingTask:
     def _release(self) -> None:
         """Free what the run held on the device, now: a trainer is full of reference cycles."""
         self._instrument = self._trainer = None
+        self._resumption = self._forgotten = self._position = None
         self._state.leave()
         gc.collect()
         if torch.cuda.is_available():
@@ -111,14 +143,55 @@ class TrainingTask:
         self._unsent = events
         if isinstance(events[-1], RunStarted | ChunkFinished):
             self._bases.verify()
+        if isinstance(events[-1], RunStarted) and self._resumption is not None:
+            events = [*events, *self._resumption.told]
         self._unsent = []
+        notes, self._notes = self._notes, []
         instrument.stopwatch.stop()
-        self._checkpoints.at_boundary(self._trainer, instrument.progress)
-        reason = self._fiber.pause(events)
-        instrument.stopwatch.start()
+        reason = self._fiber.pause([*notes, *events])
+        # Not before: what a checkpoint holds must have been handed out.
+        self._keep_told(events)
         if reason is not None:
-            self._checkpoints.write(self._trainer, instrument.progress)
+            self._write_checkpoint(instrument)
             raise _Stop(reason)
+        if self._checkpoints.is_due(instrument.progress) and _is_sound(events):
+            self._write_checkpoint(instrument)
+        instrument.stopwatch.start()
+
+    def _keep_told(self, events: list[Event]) -> None:
+        """Remember what the store may hold back, and policies have in mind, until a chunk ends."""
+        if isinstance(events[-1], ChunkFinished):
+            self._told.clear()
+        else:
+            self._told += (e for e in events if isinstance(e, StepFinished | MetricsLogged))
+
+    def _write_checkpoint(self, instrument: Instrument) -> None:
+        """Write the run down. If that cannot be done, it trains on: it has lost nothing yet."""
+        assert self._forgotten is not None, "it comes with the instrument"
+        assert self._position is not None, "likewise"
+        if not self._position.is_known:
+            return  # a loop of the trainer's own, which nobody can enter in the middle
+        progress = instrument.progress
+        state = RunState(
+            trainer=self._trainer,
+            forgotten=self._forgotten,
+            position=self._position,
+            told=self._told,
+            progress=progress,
+        )
+        what = f"the checkpoint of run {self._run_id}"
+        try:
+            note = self._room.write(
+                lambda: self._checkpoints.write(state), self._parts.spec.folder, what
+            )
+        except Exception as error:
+            logger.warning("%s at step %d failed", what, progress.step, exc_info=True)
+            note = f"at step {progress.step} no checkpoint could be written: {error}"
+        self._note(note)
+
+    def _note(self, note: str | None) -> None:
+        if note is not None:
+            self._notes.append(RunNoted(run_id=self._run_id, note=note))
 
     def _train(self, fiber: Fiber[str, list[Event]]) -> list[Event]:
         """The fiber's body: the run from its first line to its last event."""
@@ -126,26 +199,38 @@ class TrainingTask:
         try:
             resolved = self._parts.spec.resolve()
             checkpoint = latest_checkpoint(self._parts.spec.checkpoints)
-            instrument = self._start(resolved, checkpoint)
-            self._trainer.train(
-                resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder)
-            )
+            try:
+                instrument = self._run(resolved, checkpoint)
+            except CannotResumeError as error:
+                logger.warning("run %d starts over: %s", self._run_id, error)
+                resolved = self._parts.spec.resolve()
+                instrument = self._run(resolved, None)
             events = instrument.finish()
             self._bases.verify()
             self._save(resolved)
             return [
+                *self._notes,
                 *events,
                 RunCompleted(
                     run_id=self._run_id, step=instrument.progress.step, active_s=self._active_s
                 ),
             ]
         except _Stop as stop:
-            self._save(resolved)
-            return [RunStopped(run_id=self._run_id, reason=stop.reason, active_s=self._active_s)]
+            return self._stopped(stop.reason, resolved)
         except FiberClosed:
             raise
         except BaseException as error:  # noqa: BLE001 - a failing run must not end the others
             return self._failed(error, resolved)
+
+    def _run(self, resolved: Resolved, checkpoint: Checkpoint | None) -> Instrument:
+        """Build the trainer and let it train to its end."""
+        spec, step = self._parts.spec, 0 if checkpoint is None else checkpoint.progress.step
+        clear_left_overs(spec.folder, spec.checkpoints, step)
+        instrument = self._start(resolved, checkpoint)
+        self._trainer.train(
+            resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder)
+        )
+        return instrument
 
     def _start(self, resolved: Resolved, checkpoint: Checkpoint | None) -> Instrument:
         parts = self._parts
@@ -160,6 +245,9 @@ class TrainingTask:
                 parts.eval_dataset,
                 resolved.seed,
             )
+        self._resumption = None if checkpoint is None else Resumption(checkpoint)
+        self._forgotten = Forgotten(self._trainer, parts.base.storages())
+        self._checkpoints.begin(checkpoint)
         self._instrument = Instrument(
             self._run_id,
             self._trainer,
@@ -168,8 +256,13 @@ class TrainingTask:
             resolved=resolved.to_json(),
             notes=(*resolved.notes, *parts.notes),
             scoring=scoring,
-            resumption=None if checkpoint is None else Resumption(checkpoint),
+            resumption=self._resumption,
         )
+        self._position = DataPosition(
+            self._trainer, None if self._resumption is None else self._resumption.position
+        )
+        if self._resumption is not None:
+            self._resumption.prepare(self._trainer, self._forgotten)
         self._instrument.stopwatch.start()
         return self._instrument
 
@@ -179,12 +272,25 @@ class TrainingTask:
 
     def _save(self, resolved: Resolved | None) -> None:
         assert resolved is not None, "a trainer is built from resolved arguments"
-        spec = self._parts.spec
-        save_run(
-            self._trainer,
-            spec.final,
-            {"config": spec.config.to_json(), "resolved": resolved.to_json()},
+        spec, trainer = self._parts.spec, self._trainer
+        config = {"config": spec.config.to_json(), "resolved": resolved.to_json()}
+        note = self._room.write(
+            lambda: save_run(trainer, spec.final, config), spec.folder, f"run {self._run_id}"
         )
+        self._note(note)
+
+    def _stopped(self, reason: str, resolved: Resolved | None) -> list[Event]:
+        try:
+            self._save(resolved)
+        except Exception as error:
+            if not self._room.is_given_up():
+                return self._failed(error, resolved)
+            # The process has to end. The run goes on from its latest checkpoint.
+            logger.warning("run %d could not be saved", self._run_id, exc_info=True)
+        return [
+            *self._notes,
+            RunStopped(run_id=self._run_id, reason=reason, active_s=self._active_s),
+        ]
 
     def _failed(self, error: BaseException, resolved: Resolved | None) -> list[Event]:
         events = self._unsent
@@ -208,6 +314,7 @@ class TrainingTask:
             active_s=self._active_s,
             notes=tuple(notes),
         )
+        events = [*self._notes, *events]
         return [*(event for event in events if not isinstance(event, ChunkFinished)), failed]
 
 
@@ -217,6 +324,13 @@ class _Stop(BaseException):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def _is_sound(events: list[Event]) -> bool:
+    """Whether the last step's loss is a number: weights that are not must not replace good ones,
+    and a run that was taken up would count its bad losses anew."""
+    losses = [event.loss for event in events if isinstance(event, StepFinished)]
+    return all(map(math.isfinite, losses))
 
 
 def _one_line(error: BaseException, device: torch.device) -> str:

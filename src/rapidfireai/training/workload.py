@@ -9,6 +9,7 @@ from datasets import IterableDataset
 
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import ConfigError, RapidFireError
+from rapidfireai.store import Room
 from rapidfireai.training.build import CreateTrainer, RunParts, RunSpec, check_copyable
 from rapidfireai.training.config import CUSTOM
 from rapidfireai.training.data import AnyDataset, Formatter, check_dataset
@@ -62,6 +63,7 @@ class TrainingWorkload:
         data: The datasets.
         folder: For prepared data.
         device: Where the bases live.
+        room: How runs that are to be saved wait for room on the disk.
     """
 
     def __init__(
@@ -71,11 +73,13 @@ class TrainingWorkload:
         data: TrainingData,
         folder: Path,
         device: torch.device,
+        room: Room | None = None,
     ) -> None:
         self._specs = specs
         self._makers = makers
         self._data = data
         self._formatter = Formatter(folder)
+        self._room = room
         self._parts: dict[RunId, RunParts] = {}
         self.bases = Bases(makers.create_model, device)
 
@@ -97,7 +101,7 @@ class TrainingWorkload:
 
     def task(self, run_id: RunId) -> TrainingTask:
         """The task of a run."""
-        return TrainingTask(self._parts[run_id], self.bases)
+        return TrainingTask(self._parts[run_id], self.bases, self._room)
 
     def _prepare(self, spec: RunSpec) -> RunParts:
         if spec.config.trainer_type == CUSTOM and self._makers.create_trainer is None:

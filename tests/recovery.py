@@ -1,0 +1,268 @@
+"""Scripts that are killed and run again, and what they leave behind.
+
+`run` is what a child process executes; the rest looks at the folder afterwards.
+"""
+
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import EarlyStoppingCallback
+
+from rapidfireai import Experiment, faults
+from rapidfireai.automl import RFDPOConfig, RFGRPOConfig, RFLoraConfig, RFModelConfig, RFSFTConfig
+from rapidfireai.core.events import Event, MetricSource
+from rapidfireai.core.run import Run
+from rapidfireai.store import SqliteStore
+from rapidfireai.testing.tiny import tiny_model, tiny_tokenizer
+from rapidfireai.training import checkpoint
+from tests.training.scenarios import rows
+from tests.training.solo import exact_rows, weights_hash
+
+COMMON = {"per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 5e-3}
+
+
+def create_model(config: dict[str, Any]) -> tuple[Any, Any]:
+    note({"loaded": config.get("model_name")})
+    return tiny_model(), tiny_tokenizer()
+
+
+def word_variety(completions: list[str], **_: Any) -> list[float]:
+    return [len(set(text.split())) / 10 for text in completions]
+
+
+class GrowingReward:
+    """A reward that keeps something."""
+
+    __name__ = "growing_reward"
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def __call__(self, completions: list[str], **_: Any) -> list[float]:
+        self.num_calls += 1
+        return [self.num_calls * len(text) / 1000 for text in completions]
+
+
+def lora(r: int, config: Any, **further: Any) -> RFModelConfig:
+    return RFModelConfig(
+        peft_config=RFLoraConfig(r=r, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]),
+        training_args=config,
+        **further,
+    )
+
+
+def sft(**changes: Any) -> RFSFTConfig:
+    return RFSFTConfig(**{**COMMON, "max_length": 64, **changes})
+
+
+EXPERIMENTS: Mapping[str, Sequence[RFModelConfig]] = {
+    "SFT": (
+        lora(4, sft(max_steps=6, seed=1, gradient_accumulation_steps=2)),
+        RFModelConfig(
+            training_args=sft(num_train_epochs=2, logging_steps=3, seed=2, learning_rate=1e-3,
+                              per_device_train_batch_size=8, lr_scheduler_type="cosine")
+        ),
+        lora(
+            2,
+            sft(max_steps=7, seed=3, eval_strategy="steps", eval_steps=2, save_strategy="steps",
+                save_steps=2, load_best_model_at_end=True, save_total_limit=1,
+                metric_for_best_model="eval_loss"),
+            callbacks=[EarlyStoppingCallback(early_stopping_patience=3)],
+        ),
+    ),
+    "DPO": (
+        lora(4, RFDPOConfig(**COMMON, max_steps=5, max_length=64, seed=1)),
+        RFModelConfig(
+            training_args=RFDPOConfig(**{**COMMON, "learning_rate": 1e-4, "logging_steps": 2},
+                                      max_steps=5, max_length=64, seed=2)
+        ),
+    ),
+    "GRPO": (
+        lora(
+            2,
+            RFGRPOConfig(**COMMON, max_steps=6, num_generations=4, max_completion_length=6,
+                         num_iterations=2, gradient_accumulation_steps=2, beta=0.02, seed=1),
+            reward_funcs=word_variety,
+        ),
+        lora(
+            4,
+            RFGRPOConfig(**COMMON, num_train_epochs=2, num_generations=2, max_completion_length=6,
+                         seed=2),
+            reward_funcs=[GrowingReward()],
+        ),
+    ),
+}  # fmt: skip
+"""The configurations of the scripts."""
+
+NUM_ROWS = {"SFT": 22, "DPO": 24, "GRPO": 6}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What ends a script before its time, if anything does."""
+
+    point: str | None = None
+    """One of `faults.Point`."""
+    event: bool = False
+    """Any event instead."""
+    number: int = 1
+    """At which of them: 1 is the first."""
+    signal: int = signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script, as plain data."""
+
+    experiment: str
+    """One of `EXPERIMENTS`."""
+    folder: str
+    """Of all experiments."""
+    name: str = "exam"
+    fault: Fault = field(default_factory=Fault)
+    checkpoint_every: int = 1
+    """Steps between two checkpoints."""
+    pipes: str | None = None
+    """At the first step, open the pipe of that name + ".reached", then wait for ".go"."""
+
+
+LOG = "lives.jsonl"
+"""In the folder of all experiments: what each process did."""
+
+_log: Path | None = None
+
+
+def note(fact: Mapping[str, Any]) -> None:
+    """Write a line into the log."""
+    if _log is not None:
+        with _log.open("a") as file:
+            file.write(json.dumps({"pid": os.getpid(), **fact}) + "\n")
+
+
+class Witness:
+    """A tracker that writes down what is trained, and counts towards the fault."""
+
+    def __init__(self, script: Script) -> None:
+        self._fault = script.fault
+        self._pipes = script.pipes
+        self._num_events = 0
+
+    def on_event(self, before: Run, event: Event, after: Run) -> None:
+        note({"run": after.id, "event": type(event).__name__, "step": after.step})
+        self._num_events += 1
+        if self._fault.event and self._num_events == self._fault.number:
+            signal.raise_signal(self._fault.signal)
+        if self._pipes is not None and after.step == 1:
+            pipes, self._pipes = self._pipes, None
+            Path(f"{pipes}.reached").write_text("")
+            Path(f"{pipes}.go").read_text()
+
+
+def run(plain: Mapping[str, Any]) -> None:
+    """Run the script, in a process of its own."""
+    global _log
+    script = Script(**{**plain, "fault": Fault(**plain["fault"])})
+    torch.set_num_threads(1)
+    _log = Path(script.folder) / LOG
+    checkpoint.CheckpointPace.is_due = (  # type: ignore[method-assign]
+        lambda self, progress: progress.step % script.checkpoint_every == 0
+    )
+    num_reached = 0
+
+    def reached(point: str) -> None:
+        nonlocal num_reached
+        num_reached += point == script.fault.point
+        if point == script.fault.point and num_reached == script.fault.number:
+            note({"killed": point})
+            signal.raise_signal(script.fault.signal)
+
+    faults.listen(reached)
+    experiment = Experiment(script.name, experiment_path=script.folder)
+    experiment.run_fit(
+        EXPERIMENTS[script.experiment],
+        create_model,
+        Dataset.from_list(rows(NUM_ROWS[script.experiment], seed=0)),
+        Dataset.from_list(rows(6, seed=1)),
+        num_chunks=3,
+        trackers=[Witness(script)],
+    )
+    note({"ended": experiment.name})
+
+
+def plain(script: Script) -> dict[str, Any]:
+    """The script as JSON."""
+    return asdict(script)
+
+
+def life_log(folder: Path) -> list[dict[str, Any]]:
+    """What the processes wrote down."""
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+_CLOCKWORK = ("runtime", "per_second", "step_time", "preparation_time")
+
+
+def left_behind(experiment: Path) -> dict[str, Any]:
+    """All that an experiment has stored, without what a clock had a hand in; exact to the bit."""
+    store = SqliteStore(experiment / "experiment.db")
+    runs, metrics = store.runs(), store.metrics()
+    store.close()
+    return {
+        "runs": [
+            {
+                "status": run.status.value,
+                "step": run.step,
+                "num_steps": run.num_steps,
+                "chunks_done": run.chunks_done,
+                "num_chunks": run.num_chunks,
+                "loss": None if run.loss is None else run.loss.hex(),
+                "notes": run.notes,
+                "error": run.error,
+                "config": run.config,
+                "resolved": {k: v for k, v in run.resolved.items() if "dir" not in k},
+            }
+            for run in runs
+        ],
+        "values": {
+            (row.run_id, row.source.value, row.step, row.name): row.value.hex()
+            for row in metrics
+            if row.source is not MetricSource.DEVICE
+            and not any(word in row.name for word in _CLOCKWORK)
+        },
+        "weights": [weights_hash(Path(run.path)) for run in runs],
+        "histories": [
+            exact_rows(
+                json.loads((Path(run.path) / "trainer_state.json").read_text())["log_history"]
+            )
+            for run in runs
+        ],
+    }
+
+
+def assert_tidy(experiment: Path) -> None:
+    """The database is consistent, and nothing half-done lies about."""
+    db = sqlite3.connect(experiment / "experiment.db")
+    assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+    db.close()
+    assert not list(experiment.rglob("*.unfinished"))
+    assert not list(experiment.rglob("*.replaced"))
+
+
+def assert_nothing_repeated(folder: Path) -> None:
+    """No process touched a run that an earlier one had ended."""
+    ended: dict[int, int] = {}
+    for line in life_log(folder):
+        if "run" not in line:
+            continue
+        assert ended.get(line["run"], line["pid"]) == line["pid"], line
+        if line["event"] in ("RunCompleted", "RunStopped", "RunFailed"):
+            ended[line["run"]] = line["pid"]
