@@ -4,6 +4,7 @@
 of the engine. This one is a process of its own that is told over its standard input what to do.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -87,6 +88,8 @@ def serve(preload: Sequence[str]) -> None:
     os.dup2(2, 1)
     for name in preload:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # so that a child's garbage collection need not look at all of that
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -117,7 +120,7 @@ def _live(target: str, args: Sequence[Any], output: str) -> None:
         status = error.code if isinstance(error.code, int) else 1
     except KeyboardInterrupt:
         status = 130
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - as a script's end
         traceback.print_exc()
         status = 1
     finally:

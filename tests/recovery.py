@@ -226,8 +226,7 @@ def left_behind(experiment: Path) -> dict[str, Any]:
                 "loss": None if run.loss is None else run.loss.hex(),
                 "notes": run.notes,
                 "error": run.error,
-                "config": run.config,
-                "resolved": {k: v for k, v in run.resolved.items() if "dir" not in k},
+                "resolved": json.dumps(run.resolved).replace(str(experiment), "FOLDER"),
             }
             for run in runs
         ],

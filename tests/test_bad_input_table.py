@@ -5,6 +5,7 @@ A message says what was given, and what is allowed or to be done instead; nothin
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,7 @@ def _nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
 
     torch.set_num_threads(1)
     monkeypatch.setattr(Trainer, "train", train)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
 
 
 @pytest.mark.parametrize(("use", "given", "says"), ROWS)

@@ -43,13 +43,13 @@ CELLS = {
         handle.wait()
         handle.status()["status"].to_list()
     """,
-    # Does at a certain step what the notebook's stop button does.
+    # Does what the notebook's stop button does, in the round in which the order of runs is certain.
     "interrupted": """
         class StopButton:
             pressed = False
 
             def on_event(self, before, event, after):
-                if (after.id, after.step, self.pressed) == (1, 3, False):
+                if (after.id, after.step, self.pressed) == (2, 1, False):
                     self.pressed = True
                     signal.raise_signal(signal.SIGINT)
 
@@ -131,7 +131,7 @@ def test_interrupted_and_continued(outputs: dict[str, list[Any]]) -> None:
     text = shown(outputs["interrupted"])
     assert "2 runs: 2 interrupted" in text
     assert "run the same script again" in text
-    assert shown(outputs["what is left"]) == "['interrupted', 'interrupted', 3, 2, 3, 2]"
+    assert shown(outputs["what is left"]) == "['interrupted', 'interrupted', 2, 1, 2, 1]"
     assert "2 runs: 2 completed" in shown(outputs["continued"])
     assert shown(outputs["compared"]) == "['completed', 'completed', 8, True]"
 

@@ -50,6 +50,11 @@ class Experiment:
         if mode != "fit":
             raise ConfigError(f"mode={mode!r} is not known; only 'fit' is, and it is the default")
         self._config_group = None
+        if experiment_name is None or isinstance(experiment_name, int | float):
+            raise ConfigError(
+                f"experiment_name={experiment_name!r} cannot be used; it is a name, or a search or "
+                "configuration to train"
+            )
         if not isinstance(experiment_name, str):
             self._config_group, experiment_name = experiment_name, "experiment"
         self._root = experiments_root(experiment_path)
@@ -130,6 +135,8 @@ class Experiment:
             KeyboardInterrupt: Ctrl-C, after all runs have been saved.
         """
         self._check_free()
+        if not isinstance(background, bool):
+            raise ConfigError(f"background={background!r} cannot be used; it is True or False")
         if num_gpus != 1:
             raise ConfigError(
                 f"num_gpus={num_gpus!r}: a run trains on one device here; leave it out"
@@ -147,8 +154,8 @@ class Experiment:
             memory_limit_gib=memory_limit_gib,
             host_memory_limit_gib=host_memory_limit_gib,
             checkpoint_every_s=checkpoint_every_s,
-            policies=tuple(policies),
-            trackers=tuple(trackers),
+            policies=policies,
+            trackers=trackers,
         )
         if self._folder.store.exists() and not _is_unfinished(self._folder):
             self._folder = self._claim()

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import math
 import os
 import shutil
 import threading
@@ -82,7 +83,28 @@ class FitRequest:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} has to be a function that takes {takes}"
                 )
+        self._check_values()
+        self._check_hooks()
+
+    def _check_values(self) -> None:
+        if self.checkpoint_every_s is None:
+            raise ConfigError("checkpoint_every_s=None cannot be used; it has to be a number >= 0")
+        if self.model is not None and not isinstance(self.model, str | os.PathLike):
+            raise ConfigError(f"model={self.model!r} cannot be used; it has to be a name or a path")
+        if isinstance(self.eval_dataset, Mapping) and not (
+            self.eval_dataset and all(isinstance(name, str) for name in self.eval_dataset)
+        ):
+            raise ConfigError(
+                f"eval_dataset={self.eval_dataset!r} cannot be used; a dictionary has to hold at "
+                "least one dataset, by name"
+            )
+
+    def _check_hooks(self) -> None:
         for name, method in (("policies", "on_chunk"), ("trackers", "on_event")):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} cannot be used; it has to be a list"
+                )
             for item in getattr(self, name):
                 if not callable(getattr(item, method, None)):
                     raise ConfigError(
@@ -370,7 +392,8 @@ def _check_integer(name: str, value: object, least: int) -> None:
 
 
 def _check_size(name: str, value: object) -> None:
-    if value is not None and (not isinstance(value, int | float) or value < 0):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 <= value < math.inf):  # type: ignore[operator]
         raise ConfigError(f"{name}={value!r} cannot be used; it has to be a number >= 0, or None")
 
 

@@ -24,7 +24,7 @@ def test_every_row_leads_to_the_classes(name: str) -> None:
     [
         ("sft", "trainer_type='sft' is not known; did you mean 'SFT'?"),
         ("GPRO", "did you mean 'GRPO'?"),
-        ("PPO", "known: SFT, DPO, GRPO"),
+        ("PPO", "allowed: SFT, DPO, GRPO"),
         ("xyz", "allowed: SFT, DPO, GRPO"),
         (3, "trainer_type=3 is not known"),
         *((name, f"trainer_type='{name}' is not supported: ") for name in REFUSED),

@@ -3,7 +3,7 @@
 import dataclasses
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from rapidfireai.automl.argument_types import shown
@@ -12,6 +12,7 @@ from rapidfireai.automl.model_config import RFModelConfig
 from rapidfireai.automl.peft_configs import PeftTemplate
 from rapidfireai.automl.resolve import run_config
 from rapidfireai.automl.trainer_configs import TrainerTemplate
+from rapidfireai.core.equality import comparable
 from rapidfireai.errors import ConfigError
 from rapidfireai.training.config import CUSTOM, RunConfig
 from rapidfireai.training.registry import trainer_spec
@@ -210,7 +211,7 @@ class _Seen:
 
     def first_place(self, run: RunConfig, place: int) -> int:
         """Returns where the first equal run was; `place`, if this is the first. Notes count not."""
-        bare = dataclasses.replace(run, notes=(), model=_comparable(run.model))
+        bare = dataclasses.replace(run, notes=(), model=comparable(run.model))
         parts = (run.training_args, run.peft.arguments if run.peft else {}, run.knobs or {})
         scalars = frozenset(
             item
@@ -224,18 +225,6 @@ class _Seen:
                 return first
         alike.append((bare, place))
         return place
-
-
-def _comparable(value: Any) -> Any:
-    """The value with objects that compare equal whatever they say taken apart.
-
-    Those are transformers' quantization configs, as dataclasses without their settings as fields.
-    """
-    if isinstance(value, Mapping):
-        return {key: _comparable(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and hasattr(value, "to_dict"):
-        return type(value), value.to_dict()
-    return value
 
 
 def _distinct(runs: Iterable[RunConfig]) -> list[RunConfig]:

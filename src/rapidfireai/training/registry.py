@@ -142,7 +142,6 @@ def trainer_spec(name: str) -> TrainerSpec:
         raise ConfigError(f"trainer_type={name!r} is not supported: {REFUSED[name]}")
     if name not in TRAINERS:
         raise ConfigError(
-            f"trainer_type={name!r} is not known; {did_you_mean(str(name), TRAINERS)} "
-            f"(known: {', '.join(TRAINERS)})"
+            f"trainer_type={name!r} is not known; {did_you_mean(str(name), TRAINERS)}"
         )
     return TRAINERS[name]

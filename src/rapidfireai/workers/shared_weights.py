@@ -18,7 +18,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import set_seed
 
-from rapidfireai.errors import CreateModelError, SharedWeightsError
+from rapidfireai.core.equality import comparable
+from rapidfireai.errors import CreateModelError, RapidFireError, SharedWeightsError
 from rapidfireai.workers.process_state import RngState
 
 logger = logging.getLogger(__name__)
@@ -289,7 +290,8 @@ class Bases:
         """
         for entry in self._entries:
             if entry.seed in (None, seed) and all(
-                model_config.get(key, _MISSING) == value for key, value in entry.read.items()
+                comparable(model_config.get(key, _MISSING)) == comparable(value)
+                for key, value in entry.read.items()
             ):
                 return entry.base
         reads = _Reads(copy.deepcopy(dict(model_config)))
@@ -319,6 +321,8 @@ class Bases:
     def _create(self, model_config: _Reads) -> tuple[nn.Module, Any]:
         try:
             created = self._create_model(model_config)
+        except RapidFireError:
+            raise
         except Exception as error:
             raise CreateModelError(
                 f"create_model raised {type(error).__name__}: {error}. It was given the keys "
