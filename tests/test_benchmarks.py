@@ -29,7 +29,8 @@ TIME_SLICING = (
     "sooner than plain's last has done its first chunk",
     "**hand-off between two runs, p50 / p95**",
     "chunk boundary, p50 / p95",
-    "gap between two steps: plain, engine, p50",
+    "plain: gap between two steps, p50 / p95",
+    "engine: gap between two steps, p50 / p95",
     "resuming a run by a new trainer",
     "total time with that at each chunk : plain",
 )

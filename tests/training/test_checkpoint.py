@@ -149,7 +149,8 @@ class Witness:
         goal = None if num_steps is None else max(self.losses, default=0) + num_steps
         while self.end is None and (goal is None or goal not in self.losses):
             self.take(task.resume())
-        assert not isinstance(self.end, RunFailed), self.end.traceback
+        if isinstance(self.end, RunFailed):
+            raise AssertionError(self.end.traceback)
 
     def stop(self, task: TrainingTask) -> None:
         self.take(task.stop("a pause"))
@@ -494,12 +495,12 @@ class TestPace:
         assert run.written == [60, 260, 460, 660]
 
     @pytest.mark.parametrize("cost_s", [0.01, 0.5, 3, 40])
-    @pytest.mark.parametrize("step_s", [0.05, 1, 30])
+    @pytest.mark.parametrize("step_s", [0.3, 30])
     def test_they_cost_less_than_2_percent(
         self, cost_s: float, step_s: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run = FakeRun(monkeypatch, every_s=60, cost_s=cost_s)
-        run.train(round(40_000 / step_s), step_s)
+        run.train(round(6000 / step_s), step_s)
         # Each is paid for by the training after it, so that the last one may still be owed.
         assert run.spent_s - cost_s <= run.active_s / 50
 
@@ -658,7 +659,7 @@ class TestTrainersThatCannotGoOn:
         assert "run 1 starts over" in caplog.text
 
     def test_weights_that_are_no_numbers_replace_no_good_ones(self, tmp_path: Path) -> None:
-        setting = replace(SMALL, case=case("SFT", seed=1, max_steps=6, learning_rate=1e20))
+        setting = replace(SMALL, case=case("SFT", r=None, seed=1, learning_rate=1e30))
         task, witness = setting.workload(tmp_path).task(RUN_ID), Witness()
         while witness.end is None:
             witness.take(task.resume())
