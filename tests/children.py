@@ -4,6 +4,7 @@
 of the engine. This one is a process of its own that is told over its standard input what to do.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -108,6 +109,7 @@ def _live(target: str, args: Sequence[Any], output: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(LIMIT_S)
+    atexit._clear()  # what the server's libraries have registered is the server's
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(printed, 1)
@@ -124,6 +126,7 @@ def _live(target: str, args: Sequence[Any], output: str) -> None:
         traceback.print_exc()
         status = 1
     finally:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

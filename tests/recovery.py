@@ -3,10 +3,14 @@
 `run` is what a child process executes; the rest looks at the folder afterwards.
 """
 
+import errno
 import json
 import os
 import signal
 import sqlite3
+import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +24,9 @@ from rapidfireai import Experiment, faults
 from rapidfireai.automl import RFDPOConfig, RFGRPOConfig, RFLoraConfig, RFModelConfig, RFSFTConfig
 from rapidfireai.core.events import Event, MetricSource
 from rapidfireai.core.run import Run
-from rapidfireai.store import SqliteStore
+from rapidfireai.errors import RapidFireError
+from rapidfireai.paths import ExperimentFolder
+from rapidfireai.store import SqliteStore, disk
 from rapidfireai.testing.tiny import tiny_model, tiny_tokenizer
 from rapidfireai.training import checkpoint
 from tests.training.scenarios import rows
@@ -116,6 +122,10 @@ class Fault:
     number: int = 1
     """At which of them: 1 is the first."""
     signal: int = signal.SIGKILL
+    twice: bool = False
+    """Send the signal again, once it has been noticed."""
+    times_full: int = 0
+    """Above 0, no signal: the disk is full at so many of these points in a row."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,8 @@ class Script:
     """Steps between two checkpoints."""
     pipes: str | None = None
     """At the first step, open the pipe of that name + ".reached", then wait for ".go"."""
+    background: bool = False
+    """Train in the background, and end the script after the first step."""
 
 
 LOG = "lives.jsonl"
@@ -154,16 +166,27 @@ class Witness:
         self._fault = script.fault
         self._pipes = script.pipes
         self._num_events = 0
+        self.first_step = threading.Event()
 
     def on_event(self, before: Run, event: Event, after: Run) -> None:
         note({"run": after.id, "event": type(event).__name__, "step": after.step})
         self._num_events += 1
         if self._fault.event and self._num_events == self._fault.number:
-            signal.raise_signal(self._fault.signal)
+            strike(self._fault)
+        if after.step == 1:
+            self.first_step.set()
         if self._pipes is not None and after.step == 1:
             pipes, self._pipes = self._pipes, None
             Path(f"{pipes}.reached").write_text("")
             Path(f"{pipes}.go").read_text()
+
+
+def strike(fault: Fault) -> None:
+    """Send this process the fault's signal, as somebody else would."""
+    os.kill(os.getpid(), fault.signal)
+    if fault.twice:
+        time.sleep(0.1)  # two that are pending at once count as one
+        os.kill(os.getpid(), fault.signal)
 
 
 def run(plain: Mapping[str, Any]) -> None:
@@ -175,16 +198,21 @@ def run(plain: Mapping[str, Any]) -> None:
     checkpoint.CheckpointPace.is_due = (  # type: ignore[method-assign]
         lambda self, progress: progress.step % script.checkpoint_every == 0
     )
-    num_reached = 0
+    disk.RETRY_S = 0.001  # type: ignore[misc]
+    fault, num_reached = script.fault, 0
 
     def reached(point: str) -> None:
         nonlocal num_reached
-        num_reached += point == script.fault.point
-        if point == script.fault.point and num_reached == script.fault.number:
-            note({"killed": point})
-            signal.raise_signal(script.fault.signal)
+        if point != fault.point:
+            return
+        num_reached += 1
+        if fault.number <= num_reached < fault.number + fault.times_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if num_reached == fault.number:
+            strike(fault)
 
     faults.listen(reached)
+    witness = Witness(script)
     experiment = Experiment(script.name, experiment_path=script.folder)
     experiment.run_fit(
         EXPERIMENTS[script.experiment],
@@ -192,14 +220,48 @@ def run(plain: Mapping[str, Any]) -> None:
         Dataset.from_list(rows(NUM_ROWS[script.experiment], seed=0)),
         Dataset.from_list(rows(6, seed=1)),
         num_chunks=3,
-        trackers=[Witness(script)],
+        trackers=[witness],
+        background=script.background,
     )
+    if script.background:
+        witness.first_step.wait()
     note({"ended": experiment.name})
+
+
+def hold_and_fork(experiment: str, pipe: str) -> None:
+    """Be killed while holding an experiment's lock, leaving a child that waits for the pipe."""
+    with ExperimentFolder(Path(experiment)).locked():
+        if os.fork() == 0:
+            Path(pipe).read_text()
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def try_read_only(root: str) -> None:
+    """Print what an existing and a new experiment say in a folder that cannot be written."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)  # nobody; permissions mean nothing to root
+    said = []
+    for name in ("lab", "new"):
+        try:
+            Experiment(name, experiment_path=root)
+        except RapidFireError as error:
+            said.append([type(error).__name__, str(error)])
+    sys.stdout.write(json.dumps(said) + "\n")
 
 
 def plain(script: Script) -> dict[str, Any]:
     """The script as JSON."""
     return asdict(script)
+
+
+def statuses(experiment: Path) -> list[str]:
+    """Of all runs."""
+    store = SqliteStore(experiment / "experiment.db")
+    try:
+        return [run.status.value for run in store.runs()]
+    finally:
+        store.close()
 
 
 def life_log(folder: Path) -> list[dict[str, Any]]:

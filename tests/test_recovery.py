@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 
 from rapidfireai import Experiment
 from rapidfireai.automl import RFModelConfig
@@ -50,7 +50,12 @@ class Folder:
 
     def start(self, script: Script) -> Child:
         plain = recovery.plain(replace(script, folder=str(self.path)))
-        return self._children.start("tests.recovery:run", plain, output=self.path / "printed.txt")
+        return self.call("run", plain)
+
+    def call(self, function: str, *args: Any) -> Child:
+        """Call one of `tests.recovery`'s in a process of its own."""
+        output = self.path / "printed.txt"
+        return self._children.start(f"tests.recovery:{function}", *args, output=output)
 
     def run(self, script: Script) -> int:
         """Its exit status."""
@@ -118,9 +123,8 @@ class TestWhatEndsAScript:
     def test_a_second_signal_does_not_wait(
         self, folder: Folder, undisturbed: dict[str, Any]
     ) -> None:
-        script = replace(SCRIPT, fault=Fault(point="evaluation.begun", signal=signal.SIGINT))
-        script = replace(script, fault=replace(script.fault, twice=True))
-        assert folder.run(script) == 130, folder.printed
+        fault = Fault(point="evaluation.begun", number=4, signal=signal.SIGINT, twice=True)
+        assert folder.run(replace(SCRIPT, fault=fault)) == 130, folder.printed
         assert "left at once" in folder.printed
         assert folder.run(SCRIPT) == 0, folder.printed
         assert folder.stored() == undisturbed
@@ -129,7 +133,7 @@ class TestWhatEndsAScript:
         self, folder: Folder, undisturbed: dict[str, Any]
     ) -> None:
         assert folder.run(replace(SCRIPT, background=True)) == 0, folder.printed
-        assert {run["status"] for run in folder.stored()["runs"]} <= {"interrupted", "queued"}
+        assert set(recovery.statuses(folder.path / "exam")) == {"interrupted", "queued"}
         assert folder.run(SCRIPT) == 0, folder.printed
         assert folder.stored() == undisturbed
 
@@ -156,17 +160,19 @@ class TestOneProcessAtATime:
         assert folder.stored("other") == undisturbed
 
     def test_children_of_a_killed_process_do_not_keep_the_next_one_out(
-        self, tmp_path: Path
+        self, folder: Folder
     ) -> None:
         """As data loader workers would, which take seconds to notice."""
-        experiment = ExperimentFolder.claim(tmp_path, "locked")
-        with pytest.raises(RuntimeError), experiment.locked():
+        experiment = ExperimentFolder.claim(folder.path, "locked")
+        pipe = folder.path / "pipe"
+        os.mkfifo(pipe)
+        killed = folder.call("hold_and_fork", str(experiment.path), str(pipe))
+        assert killed.wait() == -signal.SIGKILL
+        with experiment.locked():
             assert (experiment.path / "lock").read_text() == f"{os.getpid()}\n"
             with pytest.raises(ExperimentBusyError, match=str(os.getpid())), experiment.locked():
                 pass
-            raise RuntimeError
-        with experiment.locked():
-            pass
+        pipe.write_text("")  # which waits for the child to read
 
 
 class StopButton:
@@ -205,11 +211,12 @@ class Lab:
         self.path = path
 
     def train(
-        self, configs: list[RFModelConfig], *, data: Dataset | None = None, make: Any = create_model,
-        name: str = "lab", **further: Any,
-    ) -> Experiment:  # fmt: skip
+        self, configs: list[RFModelConfig], *, name: str = "lab", **changes: Any
+    ) -> Experiment:
         experiment = Experiment(name, experiment_path=self.path)
-        experiment.run_fit(configs, make, data or text_rows(24), num_chunks=2, **further)
+        data = text_rows(24)
+        arguments = {"create_model": create_model, "train_dataset": data, "num_chunks": 2}
+        experiment.run_fit(configs, **{**arguments, **changes})
         return experiment
 
     def interrupt(self, configs: list[RFModelConfig], *, at: tuple[int, int] = (2, 2)) -> None:
@@ -218,7 +225,10 @@ class Lab:
 
     def losses(self, experiment: Experiment) -> dict[int, list[float]]:
         results = experiment.get_results().dropna(subset=["loss"])
-        return {int(run): list(rows["loss"]) for run, rows in results.groupby("run_id")}
+        return {
+            run: list(results["loss"][results["run_id"] == run])
+            for run in sorted(set(results["run_id"]))
+        }
 
 
 @pytest.fixture
@@ -237,7 +247,7 @@ class TestWhatTheScriptHasNow:
         assert experiment.name == "lab"
         assert list(info["status"]) == ["completed", "stopped", "completed"]
         assert list(info["step"]) == [4, 2, 4]
-        assert "no longer in the script" in info.loc[1, "notes"]
+        assert "no longer in the script" in str(info.loc[1, "notes"])
         assert "1 runs go on, 0 had ended, 1 are new; 1 are no longer" in caplog.text
         losses = lab.losses(experiment)
         assert len(losses[1]) == len(losses[3]) == 4
@@ -246,8 +256,8 @@ class TestWhatTheScriptHasNow:
     @pytest.mark.parametrize(
         "change",
         [
-            pytest.param({"make": create_other_model}, id="create_model"),
-            pytest.param({"data": text_rows(20)}, id="dataset"),
+            pytest.param({"create_model": create_other_model}, id="create_model"),
+            pytest.param({"train_dataset": text_rows(20)}, id="dataset"),
             pytest.param({"seed": 7}, id="seed"),
         ],
     )
@@ -276,8 +286,7 @@ class TestWhatTheScriptHasNow:
 
     def test_another_number_of_chunks_changes_no_loss(self, lab: Lab) -> None:
         lab.interrupt([config()], at=(1, 3))
-        experiment = Experiment("lab", experiment_path=lab.path)
-        experiment.run_fit([config()], create_model, text_rows(24), num_chunks=4)
+        experiment = lab.train([config()], num_chunks=4)
         assert lab.losses(experiment) == lab.losses(lab.train([config()], name="whole"))
 
     def test_a_name_that_has_ended_gets_a_number_and_says_so(
@@ -351,17 +360,28 @@ class TestBadStores:
         assert Experiment("exam", experiment_path=folder.path).name == "exam"
 
 
-class TestReadOnlyFolders:
-    def test_are_refused_clearly(self, folder: Folder, lab: Lab) -> None:
-        """In a child, since permissions mean nothing to root."""
-        lab.interrupt([config()], at=(1, 2))
-        output = folder.path / "refused.txt"
-        output.touch(mode=0o666)
-        child = folder.child("tests.recovery:try_read_only", str(lab.path), output=output)
-        assert child.wait() == 0, output.read_text()
-        existing, new = json.loads(output.read_text().splitlines()[-1])
-        assert existing[0] == StoreError.__name__
-        assert "make the file and its folder writable" in existing[1]
-        assert new[0] == ExperimentPathError.__name__
-        assert "cannot be written: Permission denied" in new[1]
-        assert list(lab.train([config()]).get_runs_info()["status"]) == ["completed"]
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that other users can look into; pytest's cannot."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_read_only_folders_are_refused_clearly(folder: Folder, public: Path) -> None:
+    lab = Lab(public)
+    lab.interrupt([config()], at=(1, 2))
+    writable = [path for path in (public, *public.rglob("*")) if path.is_dir()]
+    for path in writable:
+        path.chmod(0o555)
+    try:
+        assert folder.call("try_read_only", str(public)).wait() == 0, folder.printed
+    finally:
+        for path in writable:
+            path.chmod(0o755)
+    existing, new = json.loads(folder.printed.splitlines()[-1])
+    assert existing[0] == StoreError.__name__
+    assert "make the file and its folder writable" in existing[1]
+    assert new[0] == ExperimentPathError.__name__
+    assert "cannot be written: Permission denied" in new[1]
+    assert list(lab.train([config()]).get_runs_info()["status"]) == ["completed"]

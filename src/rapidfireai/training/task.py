@@ -142,7 +142,7 @@ class TrainingTask:
         assert instrument is not None, "only a trainer with its instrument pauses"
         self._unsent = events
         if isinstance(events[-1], RunStarted | ChunkFinished):
-            self._bases.verify()
+            self._bases.verify(whole=True)
         if isinstance(events[-1], RunStarted) and self._resumption is not None:
             events = [*events, *self._resumption.told]
         self._unsent = []
@@ -298,7 +298,7 @@ class TrainingTask:
             events = [*events, *self._instrument.take_events()]
         notes = []
         try:
-            self._bases.verify()
+            self._bases.verify(whole=True)
         except SharedWeightsError as written:
             notes.append(str(written))
         if self._instrument is not None and self._instrument.progress.step > 0:
