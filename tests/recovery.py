@@ -219,7 +219,7 @@ def run(plain: Mapping[str, Any]) -> None:
         create_model,
         Dataset.from_list(rows(NUM_ROWS[script.experiment], seed=0)),
         Dataset.from_list(rows(6, seed=1)),
-        num_chunks=3,
+        num_chunks=2,
         trackers=[witness],
         background=script.background,
     )

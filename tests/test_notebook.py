@@ -121,8 +121,9 @@ def test_foreground(outputs: dict[str, list[Any]]) -> None:
 def test_background(outputs: dict[str, list[Any]]) -> None:
     assert shown(outputs["meanwhile"]) in ("'running'", "'done'")
     assert shown(outputs["its end"]) == "['completed', 'completed']"
-    everything = [*outputs["background"], *outputs["meanwhile"], *outputs["its end"]]
-    assert "2 runs: 2 completed" in shown(everything)
+    # What a thread prints belongs to the cell that started it, also after that cell's end, when
+    # this client no longer listens to it: only what came before is certain to be seen.
+    assert "2 configurations on cpu" in shown(outputs["background"])
 
 
 def test_interrupted_and_continued(outputs: dict[str, list[Any]]) -> None:

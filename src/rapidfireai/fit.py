@@ -25,7 +25,13 @@ from rapidfireai.faults import reach
 from rapidfireai.live import progress_view
 from rapidfireai.paths import ExperimentFolder
 from rapidfireai.store import ExperimentRecord, PatientStore, Recorder, Room, SqliteStore, Store
-from rapidfireai.surroundings import EndAtOnce, Ending, experiment_log, quiet_libraries
+from rapidfireai.surroundings import (
+    EndAtOnce,
+    Ending,
+    experiment_log,
+    old_objects_set_aside,
+    quiet_libraries,
+)
 
 if TYPE_CHECKING:
     from rapidfireai.training.build import RunSpec
@@ -169,6 +175,7 @@ class Fit:
         executor = InProcessExecutor(self._workload, self._memory(), DeviceMonitor(self._device))
         with (
             self._held,
+            old_objects_set_aside(),
             closing(PatientStore(self._folder.store, self._room)) as store,
             closing(executor),
             progress_view(self._runs) as view,

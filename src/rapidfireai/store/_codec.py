@@ -21,6 +21,9 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {cls.__name__: cls for cls in ge
 
 _FLOAT: Final = "$float"
 
+_AS_IT_IS: Final = frozenset({str, int, bool, type(None)})
+"""Most values are of these; asking here saves most of the time that a run takes to encode."""
+
 R = TypeVar("R", Run, Event, ExperimentRecord)
 
 
@@ -92,10 +95,15 @@ def _encode_value(value: object, where: str) -> Json:
         case None | bool() | int() | float() | str():
             return value
         case list():
-            return [_encode_value(item, f"{where}[{i}]") for i, item in enumerate(value)]
+            return [
+                item if type(item) in _AS_IT_IS else _encode_value(item, f"{where}[{i}]")
+                for i, item in enumerate(value)
+            ]
         case Mapping():
             return {
-                _encode_key(key, where): _encode_value(item, f"{where}[{key!r}]")
+                _encode_key(key, where): (
+                    item if type(item) in _AS_IT_IS else _encode_value(item, f"{where}[{key!r}]")
+                )
                 for key, item in value.items()
             }
         case _:

@@ -43,7 +43,6 @@ from rapidfireai.training.output import save_run
 from rapidfireai.training.position import DataPosition
 from rapidfireai.workers.fiber import Fiber, FiberClosed
 from rapidfireai.workers.process_state import ProcessState
-from rapidfireai.workers.shared_weights import Bases
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +52,11 @@ class TrainingTask:
 
     Args:
         parts: The run's own.
-        bases: Of all runs.
         room: How what is to be saved waits for room on the disk.
     """
 
-    def __init__(self, parts: RunParts, bases: Bases, room: Room | None = None) -> None:
+    def __init__(self, parts: RunParts, room: Room | None = None) -> None:
         self._parts = parts
-        self._bases = bases
         self._room = room or Room()
         self._state = ProcessState()
         self._fiber: Fiber[str, list[Event]] = Fiber(self._train, f"run-{self._run_id}")
@@ -74,6 +71,8 @@ class TrainingTask:
         """What was handed out since the present chunk began."""
         self._notes: list[Event] = []
         """To be handed out with the next events."""
+        self._own: list[torch.Tensor] | None = None
+        """The model's own parameters and buffers, once they have been looked for."""
         self._unsent: list[Event] = []
         """Events on their way out; a failure right there must not lose them."""
 
@@ -109,10 +108,20 @@ class TrainingTask:
         """The run's tensors without the base's: weights, gradients, optimizer state, buffers."""
         if self._trainer is None:
             return
-        shared = self._parts.base.storages()
-        for tensor in _tensors_of(self._trainer):
-            if tensor.untyped_storage().data_ptr() not in shared:
-                yield tensor
+        if self._own is None:
+            # Looked for once: modules are many, and a run keeps the parameters it begins with.
+            shared = self._parts.base.storages()
+            model = self._trainer.model
+            self._own = [
+                tensor
+                for tensor in (*model.parameters(), *model.buffers())
+                if tensor.untyped_storage().data_ptr() not in shared
+            ]
+        for tensor in self._own:
+            yield tensor
+            if tensor.grad is not None:
+                yield tensor.grad
+        yield from _state_tensors(self._trainer)
 
     def _work(self, stop: str | None) -> list[Event]:
         self._fiber.interrupted = False
@@ -129,7 +138,7 @@ class TrainingTask:
 
     def _release(self) -> None:
         """Free what the run held on the device, now: a trainer is full of reference cycles."""
-        self._instrument = self._trainer = None
+        self._instrument = self._trainer = self._own = None
         self._resumption = self._forgotten = self._position = None
         self._state.leave()
         gc.collect()
@@ -142,7 +151,7 @@ class TrainingTask:
         assert instrument is not None, "only a trainer with its instrument pauses"
         self._unsent = events
         if isinstance(events[-1], RunStarted | ChunkFinished):
-            self._bases.verify(whole=True)
+            self._parts.base.verify()
         if isinstance(events[-1], RunStarted) and self._resumption is not None:
             events = [*events, *self._resumption.told]
         self._unsent = []
@@ -206,7 +215,7 @@ class TrainingTask:
                 resolved = self._parts.spec.resolve()
                 instrument = self._run(resolved, None)
             events = instrument.finish()
-            self._bases.verify()
+            self._parts.base.verify()
             self._save(resolved)
             return [
                 *self._notes,
@@ -298,7 +307,7 @@ class TrainingTask:
             events = [*events, *self._instrument.take_events()]
         notes = []
         try:
-            self._bases.verify(whole=True)
+            self._parts.base.verify()
         except SharedWeightsError as written:
             notes.append(str(written))
         if self._instrument is not None and self._instrument.progress.step > 0:
@@ -343,12 +352,7 @@ def _one_line(error: BaseException, device: torch.device) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _tensors_of(trainer: Any) -> Iterator[torch.Tensor]:
-    for parameter in trainer.model.parameters():
-        yield parameter
-        if parameter.grad is not None:
-            yield parameter.grad
-    yield from trainer.model.buffers()
+def _state_tensors(trainer: Any) -> Iterator[torch.Tensor]:
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     if optimizer is not None:
         yield from _tensors_in(list(optimizer.state.values()))

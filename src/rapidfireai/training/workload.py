@@ -101,7 +101,7 @@ class TrainingWorkload:
 
     def task(self, run_id: RunId) -> TrainingTask:
         """The task of a run."""
-        return TrainingTask(self._parts[run_id], self.bases, self._room)
+        return TrainingTask(self._parts[run_id], self._room)
 
     def _prepare(self, spec: RunSpec) -> RunParts:
         if spec.config.trainer_type == CUSTOM and self._makers.create_trainer is None:

@@ -6,7 +6,6 @@ trainer, so that it stays pristine: trainers patch the trees they get.
 """
 
 import copy
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,11 +25,6 @@ logger = logging.getLogger(__name__)
 
 CreateModel = Callable[[dict[str, Any]], tuple[Any, Any]]
 """The user's function: model configuration -> (model, tokenizer)."""
-
-_NUM_SLICES = 16
-_BLOCK_BYTES = 4096
-"""Slice i of a tensor is every 16th of its blocks, from block i on. What is left at the end, which
-is all of a small tensor, belongs to every slice."""
 
 
 class _Reads(dict[str, Any]):
@@ -121,11 +115,7 @@ class Base:
         # Other tensors on the same storage; they still find it when a run swaps `.data`.
         self._storages = {name: tensor.detach() for name, tensor in self._shared.items()}
         self._places = self._find()
-        self._sums = {part: self._read(part) for part in (None, *range(_NUM_SLICES))}
-        self._versions = self._count_writes()
-        self._whole_is_due = False
-        """Whether a run has got the weights, or they were found changed, since all were read."""
-        self._slices = itertools.cycle(range(_NUM_SLICES))
+        self._sums = self._read()
 
     def with_tokenizer(self, tokenizer: Any) -> "Base":
         """The same weights with another tokenizer."""
@@ -151,38 +141,30 @@ class Base:
         """
         memo: dict[int, Any] = {} if private else {id(t): t for t in self._shared.values()}
         tree = copy.deepcopy(self.model, memo)
-        self._whole_is_due |= not private
         if private:
             for name, parameter in tree.named_parameters():
                 parameter.requires_grad_(name in self._trainable)
         return tree
 
-    def verify(self, *, whole: bool = False) -> None:
+    def verify(self) -> None:
         """Check that nobody wrote to the weights; if somebody did, bring them back first.
 
-        All is read if asked, if a run has got the weights since all was read, or if torch's version
-        counters have counted a write. Otherwise one slice of each tensor is read, in turn: the
-        counters do not see writes through `.data`, but those that libraries do, such as merging an
-        adapter, change every slice. What changes one slice alone is found when its turn comes, or
-        when all is read; it may then be another run that is blamed.
-
-        Args:
-            whole: Read all, which costs about as much as a forward pass over one token.
+        All bits are read, which costs about as much as a forward pass over one token. torch's
+        counters of writes would not do: they miss those through `.data`, as when merging adapters.
 
         Raises:
             SharedWeightsError: They were written to. They are whole again, or the message says
                 that they are not; then this goes on being raised.
         """
-        if self._is_intact(whole=whole):
+        if self._is_intact():
             return
-        self._whole_is_due = True
         logger.warning("shared weights were written to; restoring them")
         try:
             self._restore()
         except Exception as error:
             # The user's function runs here. Whatever it is, nobody may train on these weights.
             raise _broken(f"create_model raised {type(error).__name__}: {error}") from error
-        if not self._is_intact(whole=True):
+        if not self._is_intact():
             raise _broken("create_model gives other weights than the first time, or the same model")
         raise SharedWeightsError(
             f"{_WRITTEN} They have been restored, so no other run is affected. If the trainer or a "
@@ -198,29 +180,15 @@ class Base:
             tensor.requires_grad_(False)
             tensor.grad = None
 
-    def _is_intact(self, *, whole: bool) -> bool:
-        versions = self._count_writes()
-        whole = whole or self._whole_is_due or versions != self._versions
-        part = None if whole else next(self._slices)
-        if self._find() != self._places or self._read(part) != self._sums[part]:
-            return False
-        if whole:
-            self._versions = versions
-            self._whole_is_due = False
-        return True
+    def _is_intact(self) -> bool:
+        return self._find() == self._places and self._read() == self._sums
 
     def _find(self) -> list[tuple[Any, ...]]:
         """Where the tensors live and whether they are frozen."""
         return [(t.data_ptr(), t.dtype, t.shape, t.requires_grad) for t in self._shared.values()]
 
-    def _count_writes(self) -> list[int]:
-        return [
-            0 if t.is_inference() else t._version  # noqa: SLF001 - no public counter
-            for t in self._shared.values()
-        ]
-
-    def _read(self, part: int | None) -> list[int]:
-        sums = [_checksum(tensor, part) for tensor in self._shared.values()]
+    def _read(self) -> list[int]:
+        sums = [_checksum(tensor) for tensor in self._shared.values()]
         return torch.stack(sums).tolist() if sums else []
 
 
@@ -236,17 +204,12 @@ def _broken(why: str) -> SharedWeightsError:
     )
 
 
-def _checksum(tensor: torch.Tensor, part: int | None) -> torch.Tensor:
-    """The sum of the tensor's bits, or of those in one slice, in words as wide as fit."""
+def _checksum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of the tensor's bits, in words as wide as fit."""
     flat = tensor.detach().reshape(-1).view(torch.uint8)
     aligned = len(flat) % 8 == 0 and flat.storage_offset() % 8 == 0
     words = flat.view(torch.int64) if aligned else flat
-    group = _NUM_SLICES * _BLOCK_BYTES // words.element_size()
-    num_words = len(words) // group * group
-    if part is None or not num_words:
-        return words.sum(dtype=torch.int64)
-    blocks_GSW = words[:num_words].view(-1, _NUM_SLICES, group // _NUM_SLICES)
-    return blocks_GSW[:, part].sum(dtype=torch.int64) + words[num_words:].sum(dtype=torch.int64)
+    return words.sum(dtype=torch.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,11 +275,6 @@ class Bases:
         read = {key: model_config.get(key, _MISSING) for key in reads.keys_read}
         self._entries.append(_Entry(read=read, seed=seed if drew else None, base=base))
         return base
-
-    def verify(self, *, whole: bool = False) -> None:
-        """Check all bases; see `Base.verify`."""
-        for entry in self._entries:
-            entry.base.verify(whole=whole)
 
     def _create(self, model_config: _Reads) -> tuple[nn.Module, Any]:
         try:
