@@ -7,7 +7,8 @@
 
 import sys
 
-from rapidfireai.core.run import TERMINAL, TRANSITIONS, RunStatus
+from rapidfireai.core.events import RunDeleted
+from rapidfireai.core.run import AS_BEFORE, SETTLED, TRANSITIONS, RunStatus
 
 
 def state_diagram() -> str:
@@ -16,11 +17,17 @@ def state_diagram() -> str:
     for source, targets in TRANSITIONS.items():
         edges: dict[RunStatus, list[str]] = {}
         for event, target in targets.items():
-            if target is not source:
-                edges.setdefault(target, []).append(event.__name__)
+            # A deleted run that is restored is what it was: any that can be deleted.
+            for reached in _deletable() if target is AS_BEFORE else [target]:
+                if reached is not source:
+                    edges.setdefault(reached, []).append(event.__name__)
         lines += [f"    {source} --> {to}: {', '.join(names)}" for to, names in edges.items()]
-    lines += [f"    {status} --> [*]" for status in RunStatus if status in TERMINAL]
+    lines += [f"    {status} --> [*]" for status in RunStatus if status in SETTLED]
     return "\n".join([*lines, "```"])
+
+
+def _deletable() -> list[RunStatus]:
+    return [status for status, targets in TRANSITIONS.items() if RunDeleted in targets]
 
 
 if __name__ == "__main__":

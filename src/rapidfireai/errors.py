@@ -4,6 +4,7 @@
     ├── ConfigError (ValueError)          the user's input; raised before any training starts
     │   ├── UnknownArgumentError          a name that nobody knows; names the nearest
     │   └── DatasetError                  columns or rows that cannot be trained on
+    ├── CommandRejectedError              what was asked of a run is impossible, or too late
     ├── CreateModelError                  the user's create_model raised or returned something else
     ├── ExperimentPathError (OSError)     the experiment's folder cannot be used
     ├── ExperimentBusyError               another process trains the experiment
@@ -32,6 +33,10 @@ class UnknownArgumentError(ConfigError):
 
 class DatasetError(ConfigError):
     """A dataset that cannot be trained on as it is."""
+
+
+class CommandRejectedError(RapidFireError):
+    """A command that could not be applied; nothing has changed."""
 
 
 class CreateModelError(RapidFireError):

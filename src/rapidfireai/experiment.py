@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidfireai.background import FitHandle
+from rapidfireai.control import WAIT_S, give, leads_on
+from rapidfireai.core.commands import Command, CommandRecord, CommandStatus, Verb
 from rapidfireai.core.engine import Listener
 from rapidfireai.core.policy import Policy
-from rapidfireai.errors import ConfigError, UnknownArgumentError
+from rapidfireai.core.run import Run, RunStatus
+from rapidfireai.errors import CommandRejectedError, ConfigError, UnknownArgumentError
 from rapidfireai.fit import Fit, FitRequest
 from rapidfireai.paths import ExperimentFolder, experiments_root
-from rapidfireai.results import best_run, results_frame, runs_frame
+from rapidfireai.results import best_run, commands_frame, results_frame, run_ids, runs_frame
 from rapidfireai.store import SqliteStore
 from rapidfireai.surroundings import experiment_log
 
@@ -59,6 +62,7 @@ class Experiment:
             self._config_group, experiment_name = experiment_name, "experiment"
         self._root = experiments_root(experiment_path)
         self._name = experiment_name
+        self._fit: Fit | None = None
         self._handle: FitHandle | None = None
         self._ended = False
         self._folder = self._claim()
@@ -159,7 +163,7 @@ class Experiment:
         )
         if self._folder.store.exists() and not _is_unfinished(self._folder):
             self._folder = self._claim()
-        fit = Fit(request, self._folder)
+        fit = self._fit = Fit(request, self._folder)
         if not background:
             fit.run(threading.Event())
             return None
@@ -174,12 +178,16 @@ class Experiment:
         evaluations.
         """
         with closing(self._open_store()) as store:
-            return results_frame(store.metrics())
+            runs = {run.id for run in _shown(store)}
+            return results_frame([row for row in store.metrics() if row.run_id in runs])
 
     def get_runs_info(self) -> "pd.DataFrame":
-        """All runs: a row for each with status, progress, latest metrics, configuration, path."""
+        """All runs: a row for each with status, progress, latest metrics, configuration, path.
+
+        Deleted ones are not there.
+        """
         with closing(self._open_store()) as store:
-            return runs_frame(store.runs(), store.metrics())
+            return runs_frame(_shown(store), store.metrics())
 
     def best(self, metric: str = "eval_loss", mode: str | None = None) -> "pd.Series[Any]":
         """The row of `get_runs_info` whose latest value of the metric is best.
@@ -192,6 +200,108 @@ class Experiment:
             ConfigError: No run has the metric.
         """
         return best_run(self.get_runs_info(), metric, mode)
+
+    def stop(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+        """End runs where they are. What they learned is kept, and they can be resumed.
+
+        As for all verbs here: a run that trains is reached at its next step, by whichever process
+        trains it. Where none does, the command is carried out at once.
+
+        Args:
+            run: Number of a run, or several; a row or the table of `get_runs_info` will do.
+            reason: Stored with the command and the run.
+
+        Returns:
+            What became of the command, for each run.
+
+        Raises:
+            CommandRejectedError: It is impossible, or too late, for one of them; the others are
+                done.
+        """
+        return self._command(Verb.STOP, run, reason=reason)
+
+    def resume(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+        """Let stopped, pruned or failed runs go on where they are, bit for bit; as `stop`.
+
+        Where nothing trains the experiment, they go on when the script is run again.
+        """
+        return self._command(Verb.RESUME, run, reason=reason)
+
+    def prune(self, run: Any, *, reason: str) -> list[CommandRecord]:
+        """Stop runs as not promising; as `stop`. `resume` takes it back."""
+        return self._command(Verb.PRUNE, run, reason=reason)
+
+    def delete(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+        """Remove runs, and ten minutes later their files; as `stop`. `restore` takes it back."""
+        return self._command(Verb.DELETE, run, reason=reason)
+
+    def restore(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+        """Have deleted runs back as they were; as `stop`."""
+        return self._command(Verb.RESTORE, run, reason=reason)
+
+    def pin(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+        """Protect runs from being pruned, by policies above all, and deleted; as `stop`."""
+        return self._command(Verb.PIN, run, reason=reason)
+
+    def unpin(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+        """End the protection of `pin`; as `stop`."""
+        return self._command(Verb.UNPIN, run, reason=reason)
+
+    def clone(
+        self,
+        run: Any,
+        modify: Mapping[str, Any] | None = None,
+        *,
+        warm_start: bool = False,
+        optimizer: str = "keep",
+        schedule: str = "continue",
+        reason: str = "",
+    ) -> list[CommandRecord]:
+        """Make new runs out of old ones, with some knobs changed; as `stop`.
+
+        A clone inherits its parent's functions and data. Where nothing trains the experiment, it
+        is made when the script is run again.
+
+        Args:
+            run: Number of a run, or several.
+            modify: Knobs of the configuration, such as `learning_rate` or `lora_rank`, and their
+                new values: numbers, strings, booleans, lists or None.
+            warm_start: Begin with the parent's weights and progress instead of from the start.
+            optimizer: With a warm start, "keep" the optimizer's state or "reset" it.
+            schedule: With a warm start, "continue" the learning rate's schedule or "restart" it.
+            reason: Stored with the command.
+
+        Returns:
+            What became of the command, for each run; `new_run_id` is the clone's number.
+
+        Raises:
+            CommandRejectedError: A knob or value is not possible, or there is nothing to start
+                from.
+        """
+        return self._command(
+            Verb.CLONE,
+            run,
+            modify=dict(modify or {}),
+            warm_start=warm_start,
+            optimizer=optimizer,
+            schedule=schedule,
+            reason=reason,
+        )
+
+    def get_commands(self) -> "pd.DataFrame":
+        """All commands: who asked for what, when, why, and what became of it."""
+        with closing(self._open_store()) as store:
+            return commands_frame(store.commands())
+
+    def _command(self, verb: Verb, run: Any, **further: Any) -> list[CommandRecord]:
+        commands = [Command(verb=verb, run_id=run_id, **further) for run_id in run_ids(run)]
+        # The thread that trains cannot wait for itself, as in a callback of the user's.
+        waits = self._fit is None or threading.get_ident() != self._fit.thread_id
+        settled = give(self._folder, commands, wait_s=WAIT_S if waits else 0.0)
+        rejected = [one.outcome for one in settled if one.status is CommandStatus.REJECTED]
+        if rejected:
+            raise CommandRejectedError("; ".join(rejected))
+        return settled
 
     def get_log_file_path(self) -> Path:
         """The experiment's log."""
@@ -241,9 +351,13 @@ class Experiment:
             )
 
 
+def _shown(store: SqliteStore) -> list[Run]:
+    return [run for run in store.runs() if run.status is not RunStatus.DELETED]
+
+
 def _is_unfinished(folder: ExperimentFolder) -> bool:
     with closing(SqliteStore(folder.store)) as store:
-        return any(run.unfinished for run in store.runs())
+        return any(run.unfinished for run in store.runs()) or leads_on(store)
 
 
 _INCUMBENT_NAMES = {"param_config": "config_group", "create_model_fn": "create_model"}

@@ -13,6 +13,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from rapidfireai._version import __version__
+from rapidfireai.automl.schemas import schemas_of
+from rapidfireai.control import purge_expired
 from rapidfireai.core.clock import SystemClock
 from rapidfireai.core.continuation import Continuation, match_runs
 from rapidfireai.core.engine import Engine, Listener
@@ -24,6 +26,7 @@ from rapidfireai.errors import ConfigError
 from rapidfireai.faults import reach
 from rapidfireai.live import progress_view
 from rapidfireai.paths import ExperimentFolder
+from rapidfireai.preparation import ScriptPreparer, SpecBook
 from rapidfireai.store import ExperimentRecord, PatientStore, Recorder, Room, SqliteStore, Store
 from rapidfireai.surroundings import (
     EndAtOnce,
@@ -43,6 +46,10 @@ logger = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 _GIB = 2**30
+
+_LOCK_WAIT_S = 1.0
+_SWEEP_S = 30.0
+"""Seconds between two looks for deleted runs that cannot be restored any more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,13 +140,17 @@ class Fit:
     def __init__(self, request: FitRequest, folder: ExperimentFolder) -> None:
         from rapidfireai.training.workload import default_device
 
+        self.thread_id: int | None = None
+        """Of the thread that trains; None while none does."""
         self._request = request
         self._folder = folder
         self._device = default_device()
         self._ending = Ending()
+        self._clock = SystemClock()
+        self._next_sweep_s = 0.0
         self._room = Room(lambda: self._ending.is_asked_for)
         with ExitStack() as stack:
-            stack.enter_context(folder.locked())
+            stack.enter_context(folder.locked(wait_s=_LOCK_WAIT_S))
             stack.enter_context(experiment_log(folder))
             stack.enter_context(quiet_libraries())
             # Prepared data of an earlier process may be half-written.
@@ -147,6 +158,7 @@ class Fit:
             specs, continuation = self._plan()
             self._workload = self._make_workload(specs, continuation)
             self._workload.prepare()
+            self._schemas = schemas_of(spec.config for spec in specs)
             self._runs = self._store_runs(specs, continuation)
             logger.info(
                 "experiment %r: %d configurations on %s; all is kept in %s",
@@ -178,19 +190,22 @@ class Fit:
             old_objects_set_aside(),
             closing(PatientStore(self._folder.store, self._room)) as store,
             closing(executor),
-            progress_view(self._runs) as view,
+            progress_view(self._runs, store.metrics()) as view,
         ):
-            recorder = Recorder(store, SystemClock())
+            recorder = Recorder(store, self._clock)
             engine = Engine(
                 self._runs,
                 executor,
                 recorder,
                 [view, *map(Isolated, self._request.trackers)],
                 self._request.policies,
+                ScriptPreparer(self._book, self._workload, self._schemas),
             )
+            self.thread_id = threading.get_ident()
             try:
                 self._drive(engine, cancelled)
             finally:
+                self.thread_id = None
                 recorder.flush()
 
     def _drive(self, engine: Engine, cancelled: threading.Event) -> None:
@@ -198,11 +213,15 @@ class Fit:
         try:
             with ending.heeding_signals():
                 try:
+                    engine.heed_commands()
                     while not (engine.ended or ending.is_asked_for):
                         if cancelled.is_set():
-                            engine.stop([run.id for run in self._runs], "cancelled by the user")
+                            engine.stop([run.id for run in engine.runs], "cancelled by the user")
                         else:
                             engine.step()
+                            # Also what was asked for during the last step of all.
+                            engine.heed_commands()
+                        self._sweep(engine)
                 except KeyboardInterrupt:  # not from a signal of ours
                     ending.ask()
                 if not engine.ended:
@@ -213,6 +232,14 @@ class Fit:
             logger.warning("left at once; the same script again goes on from the last checkpoints")
         if ending.is_asked_for:
             raise ending.error()
+
+    def _sweep(self, engine: Engine) -> None:
+        """Now and then remove what deleted runs have left behind."""
+        now_s = self._clock.now()
+        if now_s >= self._next_sweep_s:
+            self._next_sweep_s = now_s + _SWEEP_S
+            for run_id in purge_expired(self._folder, engine.runs, now_s):
+                engine.purge(run_id)
 
     def end_soon(self) -> None:
         """Have all runs written down after the step in progress, as Ctrl-C does. Any thread may."""
@@ -230,8 +257,10 @@ class Fit:
             for name in ("create_model", "create_trainer", "train_dataset", "eval_dataset", "seed")
         }
         identities = [run_identity(config, surroundings) for config in configs]
-        continuation = match_runs(self._stored_runs(), identities)
-        numbers = count(1 + max((run.id for run in continuation.all_known), default=0))
+        stored = self._stored_runs()
+        originals = [run for run in stored if run.parent_id is None]
+        continuation = match_runs(originals, identities)
+        numbers = count(1 + max((run.id for run in stored), default=0))
         specs = []
         for config, identity, known in zip(configs, identities, continuation.known, strict=True):
             run_id = RunId(next(numbers)) if known is None else known.id
@@ -248,7 +277,13 @@ class Fit:
                     checkpoint_every_s=request.checkpoint_every_s,
                 )
             )
-        return specs, continuation
+        self._book = SpecBook(specs, folder)
+        clones = [run for run in stored if run.parent_id is not None]
+        inherited = self._book.add_stored(clones)
+        return (
+            [*specs, *(spec for spec in inherited if spec is not None)],
+            continuation.with_clones(clones, [spec is not None for spec in inherited]),
+        )
 
     def _make_workload(
         self, specs: "list[RunSpec]", continuation: "Continuation"
@@ -314,6 +349,8 @@ class Fit:
             if continuation.all_known:
                 store.add_runs(new)
                 self._take_up(store, specs, continuation, len(new))
+            for name, schema in self._schemas.items():
+                store.save_schema(name, schema)
             return store.runs()
 
     def _create_store(self, runs: list[Run]) -> None:
@@ -332,7 +369,7 @@ class Fit:
     ) -> None:
         from rapidfireai.training.checkpoint import latest_checkpoint
 
-        clock = SystemClock()
+        clock = self._clock
         num_continued = 0
         for spec, run in zip(specs, continuation.known, strict=True):
             if run is None or not run.unfinished:
@@ -371,7 +408,7 @@ class Fit:
         request = self._request
         return ExperimentRecord(
             name=self._folder.name,
-            created_s=SystemClock().now(),
+            created_s=self._clock.now(),
             seed=request.seed,
             num_chunks=request.num_chunks,
             versions={

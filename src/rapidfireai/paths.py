@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ def _let_go_of_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go_of_locks)
+
+_LOCK_POLL_S = 0.01
 
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
 
@@ -94,8 +97,12 @@ class ExperimentFolder:
         raise AssertionError("the candidates never end")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, wait_s: float = 0.0) -> Iterator[None]:
         """Be the only process that trains the experiment.
+
+        Args:
+            wait_s: Seconds to wait for another that holds the lock: one that only carries out a
+                command does for milliseconds.
 
         Raises:
             ExperimentBusyError: Another one does.
@@ -109,14 +116,12 @@ class ExperimentFolder:
             ) from error
         _locks.add(lock)
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock(lock, wait_s):
                 raise ExperimentBusyError(
                     f"the experiment {self.name!r} is being trained by process "
                     f"{os.read(lock, 20).decode().strip()}; wait for it, end it, or use another "
                     "experiment_name"
-                ) from None
+                )
             os.ftruncate(lock, 0)
             os.write(lock, f"{os.getpid()}\n".encode())
             yield
@@ -157,6 +162,20 @@ class ExperimentFolder:
     def final(self, run_id: RunId) -> Path:
         """The ended run, as `from_pretrained` loads it."""
         return self.run(run_id) / "final"
+
+
+def _lock(descriptor: int, wait_s: float) -> bool:
+    """Take the lock; returns whether nobody else held it."""
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                return False
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return True
 
 
 def _candidates(name: str) -> Iterator[str]:

@@ -1,13 +1,16 @@
 """What an experiment has found out, as tables."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from rapidfireai.core.commands import CommandRecord
 from rapidfireai.core.events import MetricSource
+from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run
+from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import ConfigError
 from rapidfireai.store import MetricRow
-from rapidfireai.training.spelling import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +50,8 @@ def runs_frame(runs: Sequence[Run], rows: Sequence[MetricRow]) -> "pd.DataFrame"
 
     latest: dict[int, dict[str, float]] = {run.id: {} for run in runs}
     for row in sorted(rows, key=lambda row: row.step):
-        latest[row.run_id][metric_name(row)] = row.value
+        if row.run_id in latest:
+            latest[row.run_id][metric_name(row)] = row.value
     records = [
         {
             "run_id": run.id,
@@ -57,6 +61,8 @@ def runs_frame(runs: Sequence[Run], rows: Sequence[MetricRow]) -> "pd.DataFrame"
             "chunks_done": run.chunks_done,
             "num_chunks": run.num_chunks,
             "active_s": run.active_s,
+            "pinned": run.pinned,
+            "parent_id": run.parent_id,
             **{name: value for name, value in latest[run.id].items() if name != "epoch"},
             "config": run.config,
             "notes": "; ".join(run.notes),
@@ -69,6 +75,59 @@ def runs_frame(runs: Sequence[Run], rows: Sequence[MetricRow]) -> "pd.DataFrame"
     frame = pd.DataFrame(records)
     last = ["config", "notes", "error", "traceback", "path"]
     return frame[[column for column in frame if column not in last] + last]
+
+
+def commands_frame(commands: Sequence[CommandRecord]) -> "pd.DataFrame":
+    """One row for each command: what was asked by whom, and what became of it."""
+    import pandas as pd
+
+    columns = ["command_id", "given", "verb", "run_id", "by", "reason", "modify", "warm_start"]
+    last = ["status", "outcome", "latency_s", "step", "new_run_id"]
+    records = [
+        {
+            "command_id": record.id,
+            "given": pd.Timestamp(record.given_s, unit="s", tz="UTC"),
+            "verb": record.command.verb.value,
+            "run_id": record.command.run_id,
+            "by": record.command.by,
+            "reason": record.command.reason,
+            "modify": dict(record.command.modify),
+            "warm_start": record.command.warm_start,
+            "status": record.status.value,
+            "outcome": record.outcome,
+            "latency_s": record.latency_s,
+            "step": record.step,
+            "new_run_id": record.new_run_id,
+        }
+        for record in commands
+    ]
+    return pd.DataFrame(records, columns=columns + last)
+
+
+def run_ids(chosen: Any) -> list[RunId]:
+    """The numbers of the runs that a user means.
+
+    Args:
+        chosen: A number, several, or one or more rows of `runs_frame`.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    numbers = chosen
+    if hasattr(chosen, "iloc"):  # of pandas
+        numbers = chosen.get("run_id", [])
+    if isinstance(numbers, Integral):
+        numbers = [numbers]
+    try:
+        found = [RunId(int(number)) for number in numbers]
+    except (TypeError, ValueError):
+        found = []
+    if not found or isinstance(numbers, str):
+        raise ConfigError(
+            f"run={chosen!r} names no run; give its number, a list of numbers, or rows of "
+            "get_runs_info()"
+        )
+    return found
 
 
 def best_run(frame: "pd.DataFrame", metric: str, mode: str | None) -> "pd.Series[Any]":

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from rapidfireai.core.commands import Command, Verb
 from rapidfireai.core.engine import Engine, Listener
 from rapidfireai.core.events import (
     ChunkAssigned,
@@ -16,16 +17,15 @@ from rapidfireai.core.events import (
     RunFailed,
     RunInterrupted,
     RunNoted,
-    RunStopped,
+    RunPruned,
     StepFinished,
 )
 from rapidfireai.core.ids import RunId, WorkerId
-from rapidfireai.core.policy import StopRun
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.core.scheduler import Assign
-from rapidfireai.testing.simulation import FakeClock, SimulatedExecutor, queued_runs
+from rapidfireai.testing.simulation import CommandDesk, FakeClock, SimulatedExecutor, queued_runs
 
-QUEUED, RUNNING, WAITING, COMPLETED, STOPPED, FAILED, INTERRUPTED = RunStatus
+QUEUED, RUNNING, WAITING, COMPLETED, STOPPED, FAILED, INTERRUPTED, PRUNED, DELETED = RunStatus
 
 
 class Recorder:
@@ -76,7 +76,7 @@ def engine(
         durations,
         {RunId(run_id): chunk for run_id, chunk in (failures or {}).items()},
     )
-    return Engine(queued_runs(durations), executor, record or Recorder(), listeners)
+    return Engine(queued_runs(durations), executor, CommandDesk(record), listeners)
 
 
 def step_until(subject: Engine, reached: Callable[[Engine], bool]) -> None:
@@ -213,25 +213,25 @@ def test_stopped_runs_free_their_worker_and_leave_the_others_alone() -> None:
     assert status(subject) == {1: STOPPED, 2: COMPLETED}
 
 
-def test_a_policy_stops_a_run_at_a_chunks_end_before_anything_new_starts() -> None:
+def test_a_policy_prunes_a_run_at_a_chunks_end_before_anything_new_starts() -> None:
     class Prune:
         def on_chunk(
             self, run: Run, metrics: Mapping[str, float], runs: Sequence[Run]
-        ) -> Sequence[StopRun]:
-            return [StopRun(run_id=run.id, reason="pruned")] if run.id == 1 else []
+        ) -> Sequence[Command]:
+            return [Command(verb=Verb.PRUNE, run_id=run.id, reason="pruned")] if run.id == 1 else []
 
     record = Recorder()
     durations = {RunId(1): [1.0, 1.0], RunId(2): [1.0, 1.0]}
     executor = SimulatedExecutor(FakeClock(), 1, durations)
-    subject = Engine(queued_runs(durations), executor, record, policies=[Prune()])
+    subject = Engine(queued_runs(durations), executor, CommandDesk(record), policies=[Prune()])
 
     subject.run()
 
-    assert status(subject) == {1: STOPPED, 2: COMPLETED}
-    assert record.statuses(1) == [QUEUED, RUNNING, WAITING, STOPPED]
+    assert status(subject) == {1: PRUNED, 2: COMPLETED}
+    assert record.statuses(1) == [QUEUED, RUNNING, WAITING, PRUNED]
     told = [(event.run_id, type(event)) for event in record.events]
     at = told.index((RunId(1), ChunkFinished))
-    assert told[at + 1 : at + 3] == [(1, RunStopped), (2, ChunkAssigned)]
+    assert told[at + 1 : at + 3] == [(1, RunPruned), (2, ChunkAssigned)]
 
 
 def test_stopping_a_run_that_has_ended_changes_nothing() -> None:
@@ -248,7 +248,7 @@ def test_runs_that_have_ended_before_are_left_alone() -> None:
     durations = {RunId(1): [1.0], RunId(2): [1.0]}
     executor = SimulatedExecutor(FakeClock(), 1, durations)
     record = Recorder()
-    subject = Engine([done, *queued_runs([RunId(2)])], executor, record)
+    subject = Engine([done, *queued_runs([RunId(2)])], executor, CommandDesk(record))
     subject.run()
     assert status(subject) == {1: COMPLETED, 2: COMPLETED}
     assert {event.run_id for event in record.events} == {2}
@@ -278,7 +278,7 @@ def test_orders_follow_the_policy() -> None:
     durations = {RunId(1): [1.0, 1.0], RunId(2): [3.0, 3.0], RunId(3): [2.0, 2.0]}
     spy = Spy(FakeClock(), 1, durations)
     spy.orders = []
-    Engine(queued_runs(durations), spy, Recorder()).run()
+    Engine(queued_runs(durations), spy, CommandDesk()).run()
     # Unknown lengths in the order given; then the longest first.
     assert [(order.run_id, order.chunk) for order in spy.orders] == [
         (1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (1, 1),
@@ -291,7 +291,9 @@ def test_unknown_work_counts_as_longest() -> None:
     unknown = replace(unknown, chunks_done=1)
     known = replace(known, chunks_done=1, step=1, num_steps=2, active_s=1.0)
     record = Recorder()
-    Engine([known, unknown], SimulatedExecutor(FakeClock(), 1, durations), record).step()
+    Engine(
+        [known, unknown], SimulatedExecutor(FakeClock(), 1, durations), CommandDesk(record)
+    ).step()
     assert [event.run_id for event in record.events] == [unknown.id]
 
 
@@ -316,7 +318,7 @@ def test_metrics_and_notes_of_a_waiting_run_that_is_stopped_are_taken() -> None:
             return (logged, noted, *super().stop(run_id, reason))
 
     durations = {RunId(1): [1.0, 1.0], RunId(2): [1.0, 1.0]}
-    subject = Engine(queued_runs(durations), Talkative(FakeClock(), 1, durations), Recorder())
+    subject = Engine(queued_runs(durations), Talkative(FakeClock(), 1, durations), CommandDesk())
     step_until(subject, lambda subject: subject.runs[0].status is WAITING)
     subject.stop([RunId(1)], "enough")
     assert subject.runs[0].notes == ("saved", "stopped: enough")

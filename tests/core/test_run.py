@@ -12,17 +12,24 @@ from rapidfireai.core.events import (
     Event,
     MetricsLogged,
     MetricSource,
+    RunCloned,
     RunCompleted,
+    RunDeleted,
     RunFailed,
     RunInterrupted,
     RunNoted,
+    RunPinned,
+    RunPruned,
+    RunPurged,
     RunRecovered,
+    RunRestored,
+    RunResumed,
     RunStarted,
     RunStopped,
     StepFinished,
 )
 from rapidfireai.core.ids import RunId, WorkerId
-from rapidfireai.core.run import ENDED, TERMINAL, TRANSITIONS, Run, RunStatus, apply
+from rapidfireai.core.run import AS_BEFORE, ENDED, SETTLED, TRANSITIONS, Run, RunStatus, apply
 from rapidfireai.errors import IllegalTransitionError
 
 ID = RunId(7)
@@ -59,12 +66,22 @@ EFFECTS: list[tuple[Event, dict[str, Any]]] = [
             "resolved": {"max_steps": 80},
             "notes": ("first", "bf16"),
             "step": 0,
+            "chunks_done": 0,
             "active_s": 0.0,
         },
     ),
     (
-        RunStarted(run_id=ID, num_steps=80, num_chunks=8, resolved={}, step=20, active_s=9.0),
-        {"num_steps": 80, "num_chunks": 8, "resolved": {}, "step": 20, "active_s": 9.0},
+        RunStarted(
+            run_id=ID, num_steps=80, num_chunks=8, resolved={}, step=20, chunks_done=2, active_s=9.0
+        ),
+        {
+            "num_steps": 80,
+            "num_chunks": 8,
+            "resolved": {},
+            "step": 20,
+            "chunks_done": 2,
+            "active_s": 9.0,
+        },
     ),
     (
         StepFinished(run_id=ID, step=11, loss=2.25, active_s=5.5),
@@ -90,6 +107,25 @@ EFFECTS: list[tuple[Event, dict[str, Any]]] = [
         RunStopped(run_id=ID, reason="no better than its parent", active_s=6.0),
         {"notes": ("first", "stopped: no better than its parent"), "active_s": 6.0},
     ),
+    (
+        RunPruned(run_id=ID, reason="worse than the median", active_s=6.0),
+        {"notes": ("first", "pruned: worse than the median"), "active_s": 6.0},
+    ),
+    (
+        RunResumed(run_id=ID),
+        {"worker_id": None, "error": None, "traceback": None},
+    ),
+    (
+        RunDeleted(run_id=ID, undo_until_s=100.0),
+        {"undo_until_s": 100.0},
+    ),
+    (
+        RunRestored(run_id=ID),
+        {"deleted_from": None, "undo_until_s": None},
+    ),
+    (RunPurged(run_id=ID), {"purged": True}),
+    (RunPinned(run_id=ID, pinned=True), {"pinned": True}),
+    (RunCloned(run_id=ID, parent_id=RunId(3)), {"parent_id": RunId(3)}),
     (
         RunInterrupted(run_id=ID, reason="SIGTERM", active_s=6.0),
         {"active_s": 6.0},
@@ -138,12 +174,15 @@ def test_every_event_is_examined() -> None:
 def test_allowed_event_changes_what_it_should(
     status: RunStatus, event: Event, changes: dict[str, Any]
 ) -> None:
-    before = replace(RUN, status=status)
+    before = replace(RUN, status=status, deleted_from=RunStatus.PRUNED)
 
     after = apply(before, event)
 
-    assert after == replace(before, status=TRANSITIONS[status][type(event)], **changes)
-    assert before == replace(RUN, status=status), "the run given is not changed"
+    expected = TRANSITIONS[status][type(event)] or RunStatus.PRUNED
+    if isinstance(event, RunDeleted):
+        changes = {**changes, "deleted_from": status}
+    assert after == replace(before, status=expected, **changes)
+    assert before == replace(RUN, status=status, deleted_from=RunStatus.PRUNED), "left as it was"
 
 
 @pytest.mark.parametrize(("status", "event"), FORBIDDEN, ids=_name)
@@ -163,8 +202,14 @@ def test_forbidden_event_raises_and_changes_nothing(status: RunStatus, event: Ev
 
 
 @pytest.mark.parametrize("status", RunStatus)
-def test_terminal_states_are_those_without_a_way_out(status: RunStatus) -> None:
-    assert (status in TERMINAL) == (not TRANSITIONS[status])
+def test_settled_runs_do_not_train_unless_they_are_resumed(status: RunStatus) -> None:
+    others = {target for target in TRANSITIONS[status].values() if target is not status}
+    on_request = {RunStatus.QUEUED, RunStatus.DELETED, AS_BEFORE}
+    assert (status in SETTLED) == (
+        others <= on_request
+        and ChunkAssigned not in TRANSITIONS[status]
+        and RunRecovered not in TRANSITIONS[status]
+    )
     assert replace(RUN, status=status).ended == (status in ENDED)
 
 
@@ -177,7 +222,8 @@ def test_a_run_can_be_stopped_and_can_fail_until_it_has_ended(status: RunStatus)
 def test_every_status_is_reached_from_queued() -> None:
     reached = {RunStatus.QUEUED}
     for _ in RunStatus:
-        reached |= {target for status in reached for target in TRANSITIONS[status].values()}
+        targets = {target for status in reached for target in TRANSITIONS[status].values()}
+        reached |= {target for target in targets if target is not None}
     assert reached == set(RunStatus)
 
 

@@ -23,7 +23,7 @@ from rapidfireai.core.events import (
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.core.scheduler import Assign
-from rapidfireai.testing.simulation import FakeClock, SimulatedExecutor, queued_runs
+from rapidfireai.testing.simulation import CommandDesk, FakeClock, SimulatedExecutor, queued_runs
 
 NUM_RUNS = 1_000
 NUM_WORKERS = 64
@@ -169,7 +169,7 @@ def simulate(durations_s: Durations) -> Outcome:
     clock = FakeClock()
     runs = queued_runs(by_run)
     watch = Watch(runs)
-    engine = Engine(runs, SimulatedExecutor(clock, NUM_WORKERS, by_run), watch)
+    engine = Engine(runs, SimulatedExecutor(clock, NUM_WORKERS, by_run), CommandDesk(watch))
     lead = 0
     while not engine.ended:
         engine.step()

@@ -51,22 +51,18 @@ SIMULATE = """
 import threading, time
 from rapidfireai.core.engine import Engine
 from rapidfireai.live import progress_view
-from rapidfireai.testing.simulation import FakeClock, SimulatedExecutor, queued_runs
+from rapidfireai.testing.simulation import CommandDesk, FakeClock, SimulatedExecutor, queued_runs
 
 class Slow(SimulatedExecutor):
     def receive(self):
         time.sleep(0.05)
         return super().receive()
 
-class NoRecord:
-    def on_event(self, before, event, after):
-        pass
-
 def train():
     runs = queued_runs([1, 2, 3])
     executor = Slow(FakeClock(), 1, {run.id: [1.0] * 10 for run in runs})
     with progress_view(runs) as listener:
-        Engine(runs, executor, NoRecord(), [listener]).run()
+        Engine(runs, executor, CommandDesk(), [listener]).run()
 """
 
 ENVIRONMENT = {

@@ -29,15 +29,10 @@ from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.run import Run
 from rapidfireai.live import message_handler, progress_view
 from rapidfireai.live.view import MAX_SHARE, MIN_INTERVAL_S, Pace
-from rapidfireai.testing.simulation import FakeClock, SimulatedExecutor
+from rapidfireai.testing.simulation import CommandDesk, FakeClock, SimulatedExecutor
 from tests.live.feed import ID, Feed, Tty, frames, runs, terminal
 
 package = logging.getLogger("rapidfireai")
-
-
-class NoRecord:
-    def on_event(self, before: Run, event: Event, after: Run) -> None:
-        pass
 
 
 class Ticking:
@@ -79,7 +74,7 @@ def simulate(
         durations_s={run.id: [1.0] * num_chunks for run in some},
         failures={RunId(run_id): 2 for run_id in failures},
     )
-    Engine(some, executor, NoRecord(), [listener]).run()
+    Engine(some, executor, CommandDesk(), [listener]).run()
 
 
 @contextmanager

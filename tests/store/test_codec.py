@@ -93,7 +93,7 @@ def test_key_that_is_no_string_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "encoded", [{"type": "RunCloned"}, {"type": None}, {"type": []}, {}, [], 1]
+    "encoded", [{"type": "RunForgotten"}, {"type": None}, {"type": []}, {}, [], 1]
 )
 def test_unknown_type_is_refused(encoded: Json) -> None:
     with pytest.raises(StoreError, match=r"stored record is of the type .*, not of ChunkAssigned"):

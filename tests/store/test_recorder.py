@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from rapidfireai.core.commands import Outcome
 from rapidfireai.core.events import (
     ChunkAssigned,
     ChunkFinished,
@@ -39,8 +40,15 @@ class WatchedStore(MemoryStore):
         self.writes: list[str] = []
         self.broken = False
 
-    def record(self, before: Run, event: Event, after: Run, time_s: float) -> None:
-        super().record(before, event, after, time_s)
+    def record(
+        self,
+        before: Run,
+        event: Event,
+        after: Run,
+        time_s: float,
+        settles: Outcome | None = None,
+    ) -> None:
+        super().record(before, event, after, time_s, settles)
         self.writes.append(type(event).__name__)
 
     def save_progress(self, runs: Sequence[Run], rows: Sequence[MetricRow]) -> None:

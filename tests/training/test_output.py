@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from rapidfireai import Experiment
 from rapidfireai.automl import RFLoraConfig, RFModelConfig, RFSFTConfig
-from rapidfireai.core.policy import StopRun
+from rapidfireai.core.commands import Command, Verb
 from rapidfireai.core.run import Run
 from rapidfireai.testing.tiny import text_rows, tiny_model, tiny_tokenizer
 from rapidfireai.training import task
@@ -51,8 +51,8 @@ class Raises(TrainerCallback):
 class StopsTheFourth:
     """A policy that stops a run in the middle."""
 
-    def on_chunk(self, run: Run, metrics: Any, runs: Sequence[Run]) -> Sequence[StopRun]:
-        return [StopRun(run_id=run.id, reason="enough")] if run.id == 4 else []
+    def on_chunk(self, run: Run, metrics: Any, runs: Sequence[Run]) -> Sequence[Command]:
+        return [Command(verb=Verb.PRUNE, run_id=run.id, reason="enough")] if run.id == 4 else []
 
 
 LORA, FULL, FAILED, STOPPED, WHOLE = 1, 2, 3, 4, 5

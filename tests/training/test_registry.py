@@ -6,9 +6,9 @@ import sys
 import pytest
 import transformers
 
+from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import ConfigError
 from rapidfireai.training.registry import REFUSED, TRAINERS, trainer_spec
-from rapidfireai.training.spelling import did_you_mean
 
 
 @pytest.mark.parametrize("name", TRAINERS)

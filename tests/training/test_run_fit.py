@@ -22,7 +22,7 @@ from rapidfireai.automl import (
     RFTPOConfig,
 )
 from rapidfireai.background import FitHandle
-from rapidfireai.core.policy import StopRun
+from rapidfireai.core.commands import Command, Verb
 from rapidfireai.core.run import Run
 from rapidfireai.errors import ConfigError, DatasetError
 from rapidfireai.testing.tiny import (
@@ -311,9 +311,13 @@ class StopAfterFirstChunk:
 
     def on_chunk(
         self, run: Run, metrics: Mapping[str, float], runs: Sequence[Run]
-    ) -> Sequence[StopRun]:
+    ) -> Sequence[Command]:
         if run.id == 1 and metrics["loss"] > 0:
-            return [StopRun(run_id=run.id, reason=f"loss {metrics['loss']:.2f} is above 0")]
+            return [
+                Command(
+                    verb=Verb.PRUNE, run_id=run.id, reason=f"loss {metrics['loss']:.2f} is above 0"
+                )
+            ]
         return []
 
 

@@ -64,7 +64,7 @@ class Argument:
         return self._checked_plain(value, owner)
 
     def _check_range(self, value: Range, owner: str) -> None:
-        members = set(_members(self.annotation))
+        members = set(alternatives(self.annotation))
         if value.dtype is None and value.whole and float in members and int not in members:
             raise ConfigError(
                 f"{owner}: {self.name}={value!r} would draw whole numbers, but {self.name} is a "
@@ -78,8 +78,8 @@ class Argument:
             return value
         if _is_numpy_scalar(value):
             value = value.item()
-        members = list(_members(self.annotation))
-        choices = [member for member in members if _is_enum(member)]
+        members = list(alternatives(self.annotation))
+        choices = [member for member in members if is_enum(member)]
         if choices and isinstance(value, str):
             allowed = [str(choice.value) for member in choices for choice in member]
             if value not in allowed:
@@ -145,27 +145,29 @@ def has_type(value: Any, annotation: Any) -> bool:
 def describe(annotation: Any) -> str:
     """Returns the type as a reader would say it, such as "int or None"."""
     names = []
-    for member in _members(annotation):
+    for member in alternatives(annotation):
         if member is type(None):
             names.append("None")
         elif get_origin(member) is Literal:
             names.extend(repr(choice) for choice in get_args(member))
-        elif _is_enum(member):
+        elif is_enum(member):
             names.append(f"one of {', '.join(repr(str(choice.value)) for choice in member)}")
         else:
             names.append(member.__name__ if isinstance(member, type) else str(member))
     return " or ".join(dict.fromkeys(names))
 
 
-def _members(annotation: Any) -> Iterator[Any]:
+def alternatives(annotation: Any) -> Iterator[Any]:
+    """Yields the types of which a value may be one."""
     if get_origin(annotation) in (Union, types.UnionType):
         for member in get_args(annotation):
-            yield from _members(member)
+            yield from alternatives(member)
     else:
         yield annotation
 
 
-def _is_enum(member: Any) -> bool:
+def is_enum(member: Any) -> bool:
+    """Returns whether the type is an enumeration."""
     return isinstance(member, type) and issubclass(member, enum.Enum)
 
 

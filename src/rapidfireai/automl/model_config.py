@@ -11,8 +11,8 @@ from rapidfireai.automl.renamed import OLD_MODEL_NAMES
 from rapidfireai.automl.template import Template
 from rapidfireai.automl.trainer_configs import TrainerTemplate
 from rapidfireai.automl.trainer_kwargs import ENGINE_OWNED, check_names
+from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import UnknownArgumentError
-from rapidfireai.training.spelling import did_you_mean
 
 _FIELDS: Mapping[str, Argument] = {
     argument.name: argument

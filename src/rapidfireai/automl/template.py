@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 from rapidfireai.automl.argument_types import Argument, shown
 from rapidfireai.automl.knobs import Composite, List, fresh, knobs_in
 from rapidfireai.automl.renamed import OLD_NAMES, OLD_VALUES, Dropped, Refused, Renamed
+from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import ConfigError, UnknownArgumentError
-from rapidfireai.training.spelling import did_you_mean
 
 
 class Template(Composite):

@@ -8,9 +8,9 @@ from typing import Any
 
 from rapidfireai.automl.argument_types import shown
 from rapidfireai.automl.renamed import Refused
+from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import ConfigError, UnknownArgumentError
 from rapidfireai.training.registry import TRAINERS, TrainerSpec
-from rapidfireai.training.spelling import did_you_mean
 
 ENGINE_OWNED: Mapping[str, Refused] = {
     "model": Refused("give model_name, or return the model from create_model"),

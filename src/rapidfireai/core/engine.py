@@ -1,4 +1,4 @@
-"""The engine: what happened is applied, the next orders are decided and sent. Nothing else.
+"""The engine: commands are carried out, what happened is applied, the next orders are sent.
 
 It holds the runs of one experiment, knows no torch and no database, and takes every decision from
 `scheduler.schedule`. Sinks (the store, the live view, trackers, policies) listen to its events.
@@ -8,12 +8,33 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from rapidfireai.core.events import ChunkAssigned, Event, RunInterrupted, RunStopped
+from rapidfireai.core.clock import Clock, SystemClock
+from rapidfireai.core.commands import (
+    Command,
+    CommandRecord,
+    CommandStatus,
+    Outcome,
+    Preparer,
+    Verb,
+    events_of,
+    refusal,
+    told,
+)
+from rapidfireai.core.events import (
+    ChunkAssigned,
+    Event,
+    RunCloned,
+    RunInterrupted,
+    RunPruned,
+    RunPurged,
+    RunStopped,
+)
 from rapidfireai.core.executor import Executor
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.policy import Advice, Policy
 from rapidfireai.core.run import Run, RunStatus, apply
 from rapidfireai.core.scheduler import Assign, Snapshot, WaitingRun, WaitingRuns, schedule
+from rapidfireai.errors import ConfigError, RapidFireError
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +52,43 @@ class Listener(Protocol):
         ...
 
 
+class Record(Protocol):
+    """Keeps the facts and the commands. What it did not take has not happened."""
+
+    def on_event(
+        self, before: Run, event: Event, after: Run, settles: Outcome | None = None
+    ) -> None:
+        """Keep that `event` turned `before` into `after`, and settled a command if it did."""
+        ...
+
+    def add_run(self, before: Run, event: Event, after: Run, settles: Outcome) -> None:
+        """Keep a new run, its first event, and that this settled a command."""
+        ...
+
+    def pending(self) -> Sequence[CommandRecord]:
+        """Commands that may have been given since the last call; quick if there are none."""
+        ...
+
+    def submit(self, command: Command) -> CommandRecord:
+        """Keep a command of a policy's."""
+        ...
+
+    def settle(self, outcome: Outcome) -> None:
+        """Keep what became of a command that changed nothing."""
+        ...
+
+
+class _Unprepared:
+    """For engines whose runs need no preparation, and whose executors could train no clones."""
+
+    def resume(self, run: Run) -> None:
+        """Nothing to do."""
+
+    def clone(self, parent: Run, command: Command, run_id: RunId) -> Run:
+        """Refuse."""
+        raise ConfigError("these runs cannot be cloned")
+
+
 class Engine:
     """Drives runs to their end on an executor's workers.
 
@@ -39,20 +97,26 @@ class Engine:
         executor: Carries out the orders.
         record: Keeps the facts; told first, and its failure is the engine's.
         listeners: Told after `record`; their failures are logged.
-        policies: Asked at the end of chunks which runs to stop.
+        policies: Asked at the end of chunks what to do with which runs.
+        preparer: Makes resumed runs and clones ready to be trained.
+        clock: Tells until when a deletion can be undone.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what an experiment consists of
         self,
         runs: Sequence[Run],
         executor: Executor,
-        record: Listener,
+        record: Record,
         listeners: Sequence[Listener] = (),
         policies: Sequence[Policy] = (),
+        preparer: Preparer | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._runs = {run.id: run for run in runs}
         self._executor = executor
         self._record = record
+        self._preparer = preparer or _Unprepared()
+        self._clock = clock or SystemClock()
         self._advice = Advice(policies)
         self._listeners = (self._advice, *listeners)
         # Kept up to date run by run: a decision must not cost a walk over all runs.
@@ -76,14 +140,24 @@ class Engine:
             self.step()
 
     def step(self) -> None:
-        """Take in what happened, then give every idle worker its next order."""
+        """Carry out commands, take in what happened, give every idle worker its next order."""
+        self.heed_commands()
         for event in self._executor.receive():
             self._apply(event)
         for decision in self._advice.take(self._runs.values()):
-            self.stop([decision.run_id], decision.reason)
+            self._carry_out(self._record.submit(decision))
         for order in schedule(Snapshot(waiting=self._waiting, idle=self._idle())):
             self._assign(order)
         assert self._busy or self.ended, "an executor has at least one worker"
+
+    def heed_commands(self) -> None:
+        """Settle the commands that have been given meanwhile."""
+        for given in self._record.pending():
+            self._carry_out(given)
+
+    def purge(self, run_id: RunId) -> None:
+        """Note that the files of a deleted run are gone."""
+        self._apply(RunPurged(run_id=run_id))
 
     def stop(self, run_ids: Sequence[RunId], reason: str) -> None:
         """End the given runs, keeping what they learned; runs that have ended stay as they are."""
@@ -105,6 +179,72 @@ class Engine:
                     event = RunInterrupted(run_id=run.id, reason=reason, active_s=event.active_s)
                 self._apply(event)
 
+    def _carry_out(self, given: CommandRecord) -> None:
+        command = given.command
+        reason = refusal(command, self._runs)
+        clone = None
+        if reason is None:
+            try:
+                clone = self._prepare(command)
+            except RapidFireError as error:
+                reason = str(error)
+            except Exception as error:
+                # Functions of the user's are called there.
+                logger.exception("%s: it could not be prepared", command)
+                reason = f"{type(error).__name__}: {error}"
+        if reason is not None:
+            logger.warning("%s (%s): rejected: %s", command, command.by, reason)
+            outcome = Outcome(command_id=given.id, status=CommandStatus.REJECTED, text=reason)
+            self._record.settle(outcome)
+        elif clone is not None:
+            self._take_in(clone, given)
+        else:
+            self._obey(given)
+
+    def _prepare(self, command: Command) -> Run | None:
+        """Do what may fail before anything changes; returns a clone."""
+        run = self._runs[command.run_id]
+        if command.verb is Verb.RESUME:
+            self._preparer.resume(run)
+        if command.verb is not Verb.CLONE:
+            return None
+        if command.warm_start:
+            self._executor.save(run.id)
+        return self._preparer.clone(run, command, RunId(max(self._runs) + 1))
+
+    def _obey(self, given: CommandRecord) -> None:
+        command, run = given.command, self._runs[given.command.run_id]
+        events = events_of(command, run, self._clock.now())
+        if isinstance(events[0], RunStopped | RunPruned):
+            events[:1] = self._end(run, events[0])
+        for event in events[:-1]:
+            self._apply(event)
+        self._apply(events[-1], settles=given)
+
+    def _end(self, run: Run, end: RunStopped | RunPruned) -> list[Event]:
+        """Let the executor end the run: its last events."""
+        *before, last = self._executor.stop(run.id, end.reason)
+        if isinstance(end, RunPruned) and isinstance(last, RunStopped):
+            last = RunPruned(run_id=run.id, reason=end.reason, active_s=last.active_s)
+        return [*before, last]
+
+    def _take_in(self, clone: Run, given: CommandRecord) -> None:
+        parent = self._runs[given.command.run_id]
+        event = RunCloned(run_id=clone.id, parent_id=parent.id)
+        after = apply(clone, event)
+        outcome = Outcome(
+            command_id=given.id,
+            status=CommandStatus.APPLIED,
+            text="; ".join((f"run {clone.id} is a clone of run {parent.id}", *clone.notes)),
+            step=parent.step,
+            new_run_id=clone.id,
+        )
+        self._record.add_run(clone, event, after, outcome)
+        self._runs[clone.id] = after
+        self._open.add(clone.id)
+        self._waiting.add(_waiting_run(after))
+        self._tell(clone, event, after)
+
     def _idle(self) -> tuple[WorkerId, ...]:
         return tuple(worker for worker in self._executor.workers if worker not in self._busy)
 
@@ -114,14 +254,18 @@ class Engine:
         )
         self._executor.assign(order)
 
-    def _apply(self, event: Event) -> None:
+    def _apply(self, event: Event, settles: CommandRecord | None = None) -> None:
         before = self._runs[event.run_id]
         after = apply(before, event)
+        outcome = None if settles is None else _outcome(settles, after)
         # First of all: what the record did not take has not happened.
-        self._record.on_event(before, event, after)
+        self._record.on_event(before, event, after, outcome)
         self._runs[event.run_id] = after
         if after.status is not before.status:
             self._refile(before, after)
+        self._tell(before, event, after)
+
+    def _tell(self, before: Run, event: Event, after: Run) -> None:
         for listener in self._listeners:
             try:
                 listener.on_event(before, event, after)
@@ -138,6 +282,17 @@ class Engine:
             self._waiting.add(_waiting_run(after))
         if after.ended:
             self._open.discard(after.id)
+        else:
+            self._open.add(after.id)
+
+
+def _outcome(given: CommandRecord, run: Run) -> Outcome:
+    return Outcome(
+        command_id=given.id,
+        status=CommandStatus.APPLIED,
+        text=told(given.command, run),
+        step=run.step,
+    )
 
 
 def _waits(run: Run) -> bool:

@@ -50,6 +50,8 @@ class RunStarted:
     notes: tuple[str, ...] = ()
     step: int = 0
     """Above 0 for a run that goes on from a checkpoint."""
+    chunks_done: int = 0
+    """Likewise."""
     active_s: float = 0.0
 
 
@@ -111,6 +113,61 @@ class RunStopped:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RunPruned:
+    """The run was ended as not promising, to be resumed if it turns out to be; as `RunStopped`."""
+
+    run_id: RunId
+    reason: str
+    active_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResumed:
+    """Somebody asked for an ended run to go on from its latest checkpoint."""
+
+    run_id: RunId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunDeleted:
+    """Somebody asked for an ended run to be removed; its files stay for a while."""
+
+    run_id: RunId
+    undo_until_s: float
+    """Seconds since the Unix epoch; until then the run can be restored."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRestored:
+    """A deleted run is there again as it was."""
+
+    run_id: RunId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunPurged:
+    """The files of a deleted run are gone."""
+
+    run_id: RunId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunPinned:
+    """Protected from being pruned and deleted, or no longer so."""
+
+    run_id: RunId
+    pinned: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunCloned:
+    """The run was made from another; its first event."""
+
+    run_id: RunId
+    parent_id: RunId
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunInterrupted:
     """The process is about to end before the run has; its checkpoint is written."""
 
@@ -150,6 +207,13 @@ Event = (
     | ChunkFinished
     | RunCompleted
     | RunStopped
+    | RunPruned
+    | RunResumed
+    | RunDeleted
+    | RunRestored
+    | RunPurged
+    | RunPinned
+    | RunCloned
     | RunInterrupted
     | RunRecovered
     | RunFailed

@@ -39,6 +39,14 @@ class Executor(Protocol):
         """
         ...
 
+    def save(self, run_id: RunId) -> None:
+        """Write a run down as it stands, for another to start from; it goes on as if nothing was.
+
+        As for `stop`, the run has no open order or has just reported. Nothing happens for one that
+        is not in memory: its latest checkpoint is on disk.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of everything. Idempotent; unfinished runs are abandoned where they stand."""
         ...

@@ -3,9 +3,10 @@
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from rapidfireai.core.commands import Command
 from rapidfireai.core.events import ChunkFinished, Event, MetricsLogged, StepFinished
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run
@@ -13,25 +14,17 @@ from rapidfireai.core.run import Run
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StopRun:
-    """Let a run end here, keeping what it learned."""
-
-    run_id: RunId
-    reason: str
-    """Stored with the run, for people to read: the numbers behind the decision."""
-
-
 class Policy(Protocol):
-    """Looks at a run at the end of each of its chunks and says which runs to stop.
+    """Looks at a run at the end of each of its chunks and says what is to be done with which runs.
 
-    Called from the engine's thread while no run trains. Decisions about runs that have ended are
-    dropped. An exception is logged and decides nothing.
+    Called from the engine's thread while no run trains. Its commands go the same way as a person's:
+    they are stored with their reasons, and rejected where they are impossible, as pruning a pinned
+    run is. An exception is logged and decides nothing.
     """
 
     def on_chunk(
         self, run: Run, metrics: Mapping[str, float], runs: Sequence[Run]
-    ) -> Sequence[StopRun]:
+    ) -> Sequence[Command]:
         """Decide after `run` finished a chunk that is not its last.
 
         Args:
@@ -76,17 +69,20 @@ class Advice:
             case _:
                 pass
 
-    def take(self, runs: Iterable[Run]) -> list[StopRun]:
+    def take(self, runs: Iterable[Run]) -> list[Command]:
         """The decisions about what happened since the last call."""
         if not self._due:
             return []
         due, self._due = self._due, []
         now = tuple(runs)
-        decisions: list[StopRun] = []
+        decisions: list[Command] = []
         for run, metrics in due:
             for policy in self._policies:
                 try:
-                    decisions += policy.on_chunk(run, metrics, now)
+                    decisions += (
+                        replace(command, by=f"policy {type(policy).__name__}")
+                        for command in policy.on_chunk(run, metrics, now)
+                    )
                 except Exception:
                     logger.exception("policy %r failed on run %d", policy, run.id)
         return decisions

@@ -16,11 +16,18 @@ from rapidfireai.core.events import (
     Event,
     Json,
     MetricsLogged,
+    RunCloned,
     RunCompleted,
+    RunDeleted,
     RunFailed,
     RunInterrupted,
     RunNoted,
+    RunPinned,
+    RunPruned,
+    RunPurged,
     RunRecovered,
+    RunRestored,
+    RunResumed,
     RunStarted,
     RunStopped,
     StepFinished,
@@ -41,31 +48,54 @@ class RunStatus(StrEnum):
     COMPLETED = "completed"
     """Did all its steps."""
     STOPPED = "stopped"
-    """Ended early on request; its folder holds what it learned."""
+    """Ended early on request; its folder holds what it learned, and it can be resumed."""
     FAILED = "failed"
     """Raised, ran out of memory or diverged; its error and traceback are stored."""
     INTERRUPTED = "interrupted"
     """Written down because the process was asked to end; the same script again takes it up."""
+    PRUNED = "pruned"
+    """Ended early as not promising; otherwise as stopped."""
+    DELETED = "deleted"
+    """Removed; for a while it can be restored, then its files go."""
 
 
-TERMINAL: Final = frozenset({RunStatus.COMPLETED, RunStatus.STOPPED, RunStatus.FAILED})
-"""Statuses without a way out."""
+SETTLED: Final = frozenset(
+    {RunStatus.COMPLETED, RunStatus.STOPPED, RunStatus.PRUNED}
+    | {RunStatus.FAILED, RunStatus.DELETED}
+)
+"""Statuses in which a run stays until somebody asks for something else."""
 
-ENDED: Final = TERMINAL | {RunStatus.INTERRUPTED}
+ENDED: Final = SETTLED | {RunStatus.INTERRUPTED}
 """Statuses in which a run trains no more in this process."""
 
-_ENDS: Final = {
+_Row = Mapping[type, RunStatus | None]
+
+_ENDS: Final[_Row] = {
     RunStopped: RunStatus.STOPPED,
+    RunPruned: RunStatus.PRUNED,
     RunFailed: RunStatus.FAILED,
 }
 
-TRANSITIONS: Final[Mapping[RunStatus, Mapping[type, RunStatus]]] = {
-    RunStatus.QUEUED: {ChunkAssigned: RunStatus.RUNNING, **_ENDS},
+_STAYS_SETTLED: Final[_Row] = {RunDeleted: RunStatus.DELETED}
+
+_GOES_ON: Final[_Row] = {RunResumed: RunStatus.QUEUED, **_STAYS_SETTLED}
+
+AS_BEFORE: Final = None
+"""In the table: the status from which the run was deleted."""
+
+TRANSITIONS: Final[Mapping[RunStatus, _Row]] = {
+    RunStatus.QUEUED: {
+        RunCloned: RunStatus.QUEUED,
+        RunPinned: RunStatus.QUEUED,
+        ChunkAssigned: RunStatus.RUNNING,
+        **_ENDS,
+    },
     RunStatus.RUNNING: {
         RunStarted: RunStatus.RUNNING,
         StepFinished: RunStatus.RUNNING,
         MetricsLogged: RunStatus.RUNNING,
         RunNoted: RunStatus.RUNNING,
+        RunPinned: RunStatus.RUNNING,
         ChunkFinished: RunStatus.WAITING,
         RunCompleted: RunStatus.COMPLETED,
         RunInterrupted: RunStatus.INTERRUPTED,
@@ -78,14 +108,22 @@ TRANSITIONS: Final[Mapping[RunStatus, Mapping[type, RunStatus]]] = {
         # A waiting run that is stopped ends its trainer first, which logs and has notes to give.
         MetricsLogged: RunStatus.WAITING,
         RunNoted: RunStatus.WAITING,
+        RunPinned: RunStatus.WAITING,
         RunInterrupted: RunStatus.INTERRUPTED,
         RunRecovered: RunStatus.QUEUED,
         **_ENDS,
     },
-    RunStatus.INTERRUPTED: {RunRecovered: RunStatus.QUEUED, RunStopped: RunStatus.STOPPED},
-    RunStatus.COMPLETED: {},
-    RunStatus.STOPPED: {},
-    RunStatus.FAILED: {},
+    RunStatus.INTERRUPTED: {
+        RunRecovered: RunStatus.QUEUED,
+        RunStopped: RunStatus.STOPPED,
+        RunPruned: RunStatus.PRUNED,
+        RunPinned: RunStatus.INTERRUPTED,
+    },
+    RunStatus.COMPLETED: {RunPinned: RunStatus.COMPLETED, **_STAYS_SETTLED},
+    RunStatus.STOPPED: {RunPinned: RunStatus.STOPPED, **_GOES_ON},
+    RunStatus.PRUNED: {RunPinned: RunStatus.PRUNED, **_GOES_ON},
+    RunStatus.FAILED: {RunPinned: RunStatus.FAILED, **_GOES_ON},
+    RunStatus.DELETED: {RunRestored: AS_BEFORE, RunPurged: RunStatus.DELETED},
 }
 
 
@@ -119,6 +157,20 @@ class Run:
     error: str | None = None
     traceback: str | None = None
     notes: tuple[str, ...] = ()
+    pinned: bool = False
+    """Protected from being pruned and deleted."""
+    parent_id: RunId | None = None
+    """The run that it was cloned from."""
+    modified: Mapping[str, Json] = field(default_factory=dict)
+    """Of a clone: the knobs that differ from its parent's, by name."""
+    fork: Mapping[str, Json] | None = None
+    """Of a warm-started clone: from where it began, and how; see `core.fork`."""
+    deleted_from: RunStatus | None = None
+    """Of a deleted run: the status to which it would be restored."""
+    undo_until_s: float | None = None
+    """Of a deleted run: until when, in seconds since the Unix epoch."""
+    purged: bool = False
+    """Whether its files are gone."""
 
     @property
     def ended(self) -> bool:
@@ -128,7 +180,7 @@ class Run:
     @property
     def unfinished(self) -> bool:
         """Whether the same script, run again, has something left to do for the run."""
-        return self.status not in TERMINAL
+        return self.status not in SETTLED
 
     @property
     def remaining_s(self) -> float | None:
@@ -148,10 +200,13 @@ def apply(run: Run, event: Event) -> Run:
         status = TRANSITIONS[run.status][type(event)]
     except KeyError:
         raise IllegalTransitionError(run.id, run.status, type(event).__name__) from None
+    if status is AS_BEFORE:
+        status = run.deleted_from
+        assert status is not None, "a deleted run knows what it was"
     return replace(run, status=status, **_changes(run, event))
 
 
-def _changes(run: Run, event: Event) -> dict[str, Json]:  # noqa: C901 - a table: one case each
+def _changes(run: Run, event: Event) -> dict[str, Json]:  # noqa: C901, PLR0912 - a table: one case each
     match event:
         case ChunkAssigned():
             return {"worker_id": event.worker_id}
@@ -160,6 +215,7 @@ def _changes(run: Run, event: Event) -> dict[str, Json]:  # noqa: C901 - a table
                 "num_steps": event.num_steps,
                 "num_chunks": event.num_chunks,
                 "step": event.step,
+                "chunks_done": event.chunks_done,
                 "active_s": event.active_s,
                 "resolved": dict(event.resolved),
                 # Those that it had before its process ended are given again.
@@ -186,6 +242,20 @@ def _changes(run: Run, event: Event) -> dict[str, Json]:  # noqa: C901 - a table
             }
         case RunStopped():
             return {"active_s": event.active_s, "notes": (*run.notes, f"stopped: {event.reason}")}
+        case RunPruned():
+            return {"active_s": event.active_s, "notes": (*run.notes, f"pruned: {event.reason}")}
+        case RunResumed():
+            return {"worker_id": None, "error": None, "traceback": None}
+        case RunDeleted():
+            return {"deleted_from": run.status, "undo_until_s": event.undo_until_s}
+        case RunRestored():
+            return {"deleted_from": None, "undo_until_s": None}
+        case RunPurged():
+            return {"purged": True}
+        case RunPinned():
+            return {"pinned": event.pinned}
+        case RunCloned():
+            return {"parent_id": event.parent_id}
         case RunInterrupted():
             return {"active_s": event.active_s}
         case RunRecovered():

@@ -16,10 +16,15 @@ from rapidfireai.core.events import (
     Event,
     MetricsLogged,
     MetricSource,
+    RunCloned,
+    RunDeleted,
     RunFailed,
     RunInterrupted,
     RunNoted,
+    RunPruned,
     RunRecovered,
+    RunRestored,
+    RunResumed,
     RunStarted,
     RunStopped,
     StepFinished,
@@ -27,6 +32,7 @@ from rapidfireai.core.events import (
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.live.messages import Messages
+from rapidfireai.store import MetricRow
 
 _UNCOMPARED: Final = re.compile(r"_(runtime|per_second|preparation_time|num_tokens)$")
 _DETAIL: Final = re.compile(r"entropy|logits|logps")
@@ -73,6 +79,12 @@ class Board:
         """Seconds since the board was made."""
         return self._clock.now() - self._begin_s
 
+    def take_stored(self, values: Iterable[MetricRow]) -> None:
+        """Take in what an earlier process has measured; of each metric the latest counts."""
+        for value in sorted(values, key=lambda value: value.step):
+            if value.source is not MetricSource.DEVICE and _is_compared(value.name):
+                self.rows[value.run_id].metrics[value.name] = value.value
+
     def on_event(self, before: Run, event: Event, after: Run) -> None:
         """Take the event in."""
         row = self.rows.get(after.id)
@@ -87,7 +99,7 @@ class Board:
             case MetricsLogged():
                 self._take_metrics(row, event)
             case _:
-                for text, level in _told(event, after):
+                for text, level in told(event, after):
                     self.messages.add(text, level, after.id)
 
     def _take_metrics(self, row: Row, event: MetricsLogged) -> None:
@@ -195,7 +207,7 @@ def knobs(runs: Sequence[Run]) -> dict[str, dict[RunId, object]]:
     }
 
 
-def _told(event: Event, run: Run) -> Iterator[tuple[str, int]]:
+def told(event: Event, run: Run) -> Iterator[tuple[str, int]]:  # noqa: C901 - a table
     """What the event has to say to a person, with levels as in `logging`."""
     match event:
         case RunStarted():
@@ -204,6 +216,16 @@ def _told(event: Event, run: Run) -> Iterator[tuple[str, int]]:
             yield event.note, logging.INFO
         case RunStopped():
             yield f"stopped: {event.reason}", logging.INFO
+        case RunPruned():
+            yield f"pruned: {event.reason}", logging.INFO
+        case RunResumed():
+            yield f"resumed at step {run.step}", logging.INFO
+        case RunDeleted():
+            yield "deleted", logging.INFO
+        case RunRestored():
+            yield f"restored: {run.status}", logging.INFO
+        case RunCloned():
+            yield _lineage(run), logging.INFO
         case RunInterrupted():
             yield event.reason, logging.INFO
         case RunRecovered():
@@ -213,6 +235,12 @@ def _told(event: Event, run: Run) -> Iterator[tuple[str, int]]:
             yield from ((note, logging.WARNING) for note in event.notes)
         case _:
             pass
+
+
+def _lineage(run: Run) -> str:
+    changes = ", ".join(f"{name}={value!r}" for name, value in run.modified.items())
+    start = "" if run.fork is None else f", from its step {run.fork['parent_step']}"
+    return f"a clone of run {run.parent_id}{start}: {changes or 'nothing modified'}"
 
 
 def _leaves(

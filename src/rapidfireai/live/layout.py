@@ -29,6 +29,8 @@ _STYLES: Final = {
     RunStatus.COMPLETED: "green",
     RunStatus.STOPPED: "yellow",
     RunStatus.INTERRUPTED: "yellow",
+    RunStatus.PRUNED: "yellow",
+    RunStatus.DELETED: "dim",
     RunStatus.FAILED: "red",
 }
 _ANSI: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")

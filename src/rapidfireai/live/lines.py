@@ -9,12 +9,12 @@ from rapidfireai.core.events import (
     RunFailed,
     RunInterrupted,
     RunNoted,
-    RunRecovered,
+    RunPruned,
     RunStarted,
     RunStopped,
 )
 from rapidfireai.core.run import Run
-from rapidfireai.live.board import Board, details_last
+from rapidfireai.live.board import Board, details_last, told
 from rapidfireai.live.layout import Layout, format_s, format_value
 from rapidfireai.live.messages import LINES
 from rapidfireai.live.table import text
@@ -49,20 +49,17 @@ class ProgressLines:
                 self._note(after, event.note)
             case ChunkFinished() | RunCompleted():
                 logger.info("run %s  %s", after.id, self._standing(after))
-            case RunStopped():
-                logger.info("run %s  stopped at step %d: %s", after.id, after.step, event.reason)
-            case RunInterrupted():
+            case RunStopped() | RunPruned() | RunInterrupted():
                 logger.info(
-                    "run %s  interrupted at step %d: %s", after.id, after.step, event.reason
+                    "run %s  %s at step %d: %s", after.id, after.status, after.step, event.reason
                 )
-            case RunRecovered():
-                logger.info("run %s  taken up again at step %d", after.id, after.step)
             case RunFailed():
                 logger.error("run %s  failed at step %d: %s", after.id, after.step, event.error)
                 for note in event.notes:
                     self._note(after, note)
             case _:
-                pass
+                for said, level in told(event, after):
+                    logger.log(level, "run %s  %s", after.id, said)
 
     def finish(self) -> None:
         """Log the ranking, if there is anything to rank."""

@@ -6,7 +6,7 @@ is replaced, and everything else gets plain lines.
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Final, Protocol
@@ -24,6 +24,7 @@ from rapidfireai.live.lines import ProgressLines
 from rapidfireai.live.messages import heard
 from rapidfireai.live.notebook import NotebookScreen
 from rapidfireai.live.terminal import TerminalScreen
+from rapidfireai.store import MetricRow
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,11 @@ def message_handler() -> logging.Handler:
 
 @contextmanager
 def progress_view(
-    runs: Sequence[Run], *, console: Console | None = None, clock: Clock | None = None
+    runs: Sequence[Run],
+    stored: Iterable[MetricRow] = (),
+    *,
+    console: Console | None = None,
+    clock: Clock | None = None,
 ) -> Iterator[Listener]:
     """Show the runs as long as it is open; what it gives listens to their engine.
 
@@ -70,12 +75,14 @@ def progress_view(
 
     Args:
         runs: The runs there are.
+        stored: What earlier processes have measured of them.
         console: Where to show them. None: Rich's own console, on stdout.
         clock: None: the system's.
     """
     clock = clock or SystemClock()
     console = console or rich.get_console()
     board = Board(runs, clock)
+    board.take_stored(stored)
     open_screen = _screen_for(console)
     with ExitStack() as stack:
         screen = None

@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, fields
 from enum import Enum
 from typing import Any, Final, TypeVar, get_args, get_origin
 
+from rapidfireai.core.commands import Command
 from rapidfireai.core.events import Event, Json
 from rapidfireai.core.run import Run
 from rapidfireai.errors import StoreError
@@ -24,10 +25,10 @@ _FLOAT: Final = "$float"
 _AS_IT_IS: Final = frozenset({str, int, bool, type(None)})
 """Most values are of these; asking here saves most of the time that a run takes to encode."""
 
-R = TypeVar("R", Run, Event, ExperimentRecord)
+R = TypeVar("R", Run, Event, ExperimentRecord, Command)
 
 
-def encode(record: Run | Event | ExperimentRecord) -> dict[str, Json]:
+def encode(record: Run | Event | ExperimentRecord | Command) -> dict[str, Json]:
     """The record as strict JSON.
 
     Raises:
@@ -71,7 +72,16 @@ def decode_experiment(encoded: Json) -> ExperimentRecord:
     return _decode(encoded, {"ExperimentRecord": ExperimentRecord})
 
 
-def to_text(record: Run | Event | ExperimentRecord) -> str:
+def decode_command(encoded: Json) -> Command:
+    """The command that `encode` was given.
+
+    Raises:
+        StoreError: It is not an encoded command.
+    """
+    return _decode(encoded, {"Command": Command})
+
+
+def to_text(record: Run | Event | ExperimentRecord | Command) -> str:
     """The record as a line of ASCII. Raises as `encode`."""
     return json.dumps(encode(record), allow_nan=False)
 
@@ -86,6 +96,28 @@ def from_text(text: str) -> Json:
         return json.loads(text)
     except ValueError as error:
         raise StoreError(f"stored text is damaged: {text[:80]!r} is not JSON ({error})") from error
+
+
+def plain_text(value: Json, where: str) -> str:
+    """A value of JSON as a line of ASCII.
+
+    Args:
+        value: The value.
+        where: What it is, for the message.
+
+    Raises:
+        StoreError: It holds something that JSON does not have.
+    """
+    return json.dumps(_encode_value(value, where), allow_nan=False)
+
+
+def plain_value(text: str) -> Json:
+    """What `plain_text` encoded.
+
+    Raises:
+        StoreError: The text is not JSON.
+    """
+    return _decode_value(from_text(text))
 
 
 def _encode_value(value: object, where: str) -> Json:
@@ -159,8 +191,9 @@ def _decode_field(field: Field[Any], value: Json) -> Any:
     plain = _decode_value(value)
     if get_origin(field.type) is tuple:
         return tuple(plain)
-    if isinstance(field.type, type) and issubclass(field.type, Enum):
-        return field.type(plain)
+    for candidate in (field.type, *get_args(field.type)):
+        if plain is not None and isinstance(candidate, type) and issubclass(candidate, Enum):
+            return candidate(plain)
     return plain
 
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rapidfireai.core.events import Event, MetricSource
+from rapidfireai.core.commands import Command, CommandId, CommandRecord, CommandStatus, Outcome
+from rapidfireai.core.events import Event, Json, MetricSource
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run
-from rapidfireai.errors import StaleRunError
+from rapidfireai.errors import StaleRunError, StoreError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,13 +92,74 @@ class Store(Protocol):
         """All runs, by id."""
         ...
 
-    def record(self, before: Run, event: Event, after: Run, time_s: float) -> None:
+    def record(
+        self,
+        before: Run,
+        event: Event,
+        after: Run,
+        time_s: float,
+        settles: Outcome | None = None,
+    ) -> None:
         """Append the event and change the run from `before` to `after`; all three are of one run.
+
+        Args:
+            before: The run as the store has it.
+            event: What happened to it.
+            after: The run from now on.
+            time_s: Seconds since the Unix epoch.
+            settles: What has thereby become of a command.
 
         Raises:
             StaleRunError: The stored run's status is not `before.status`, or there is no such
                 run; nothing is written.
+            StoreError: The command is not pending; nothing is written.
         """
+        ...
+
+    def add_run(self, event: Event, run: Run, time_s: float, settles: Outcome) -> None:
+        """Take in a run that a command asked for, with its first event.
+
+        Raises:
+            StoreError: There is a run with its id, or the command is not pending; nothing is
+                written.
+        """
+        ...
+
+    def submit(self, command: Command, time_s: float, refused: str | None = None) -> CommandRecord:
+        """Keep a command for the process that trains the experiment.
+
+        Args:
+            command: The command.
+            time_s: Seconds since the Unix epoch.
+            refused: Why it is not even given to that process; it is kept for the log.
+        """
+        ...
+
+    def settle(self, outcome: Outcome, time_s: float) -> None:
+        """Say what became of a pending command that changed no run.
+
+        Raises:
+            StoreError: The command is not pending.
+        """
+        ...
+
+    def commands(self, *, status: CommandStatus | None = None) -> list[CommandRecord]:
+        """All commands, or those with a status, in the order in which they were given."""
+        ...
+
+    def num_changes(self) -> int:
+        """A number that is another one once somebody else has written to the place.
+
+        Quick enough to be asked for at every step; what this store wrote may count or not.
+        """
+        ...
+
+    def save_schema(self, name: str, schema: Json) -> None:
+        """Keep the schema of the knobs of a kind of configuration; one of that name is replaced."""
+        ...
+
+    def schemas(self) -> dict[str, Json]:
+        """All schemas by name."""
         ...
 
     def save_progress(self, runs: Sequence[Run], rows: Sequence[MetricRow]) -> None:
@@ -125,6 +187,17 @@ class Store(Protocol):
     def close(self) -> None:
         """Let go of the place. Idempotent; every other method raises StoreError afterwards."""
         ...
+
+
+def not_pending(command_id: CommandId, stored: str | None) -> StoreError:
+    """The error of settling a command that is not pending.
+
+    Args:
+        command_id: The command's.
+        stored: Its status in the store; None if there is no such command.
+    """
+    found = "is not in the store" if stored is None else f"is {stored} already"
+    return StoreError(f"command {command_id} {found}: it cannot be settled")
 
 
 def stale_run(given: Run, stored: str | None) -> StaleRunError:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from rapidfireai.core.commands import Command, CommandRecord, Outcome
 from rapidfireai.core.events import Event
 from rapidfireai.core.run import Run
 from rapidfireai.store._protocol import MetricRow
@@ -100,19 +101,41 @@ class PatientStore(SqliteStore):
         self._room = room
         self._folder = path.parent
 
-    def record(self, before: Run, event: Event, after: Run, time_s: float) -> None:
+    def record(
+        self,
+        before: Run,
+        event: Event,
+        after: Run,
+        time_s: float,
+        settles: Outcome | None = None,
+    ) -> None:
         """Append the event and change the run. See `Store.record`."""
         record = super().record
-        self._room.write(
-            lambda: record(before, event, after, time_s), self._folder, "the experiment's database"
-        )
+        self._write(lambda: record(before, event, after, time_s, settles))
+
+    def add_run(self, event: Event, run: Run, time_s: float, settles: Outcome) -> None:
+        """Take in a run that a command asked for. See `Store.add_run`."""
+        add_run = super().add_run
+        self._write(lambda: add_run(event, run, time_s, settles))
+
+    def submit(self, command: Command, time_s: float, refused: str | None = None) -> CommandRecord:
+        """Keep a command. See `Store.submit`."""
+        submit, made = super().submit, []
+        self._write(lambda: made.append(submit(command, time_s, refused)))
+        return made[0]
+
+    def settle(self, outcome: Outcome, time_s: float) -> None:
+        """Say what became of a pending command. See `Store.settle`."""
+        settle = super().settle
+        self._write(lambda: settle(outcome, time_s))
 
     def save_progress(self, runs: Sequence[Run], rows: Sequence[MetricRow]) -> None:
         """Update runs and write values. See `Store.save_progress`."""
         save_progress = super().save_progress
-        self._room.write(
-            lambda: save_progress(runs, rows), self._folder, "the experiment's database"
-        )
+        self._write(lambda: save_progress(runs, rows))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        self._room.write(write, self._folder, "the experiment's database")
 
 
 def is_full(error: BaseException, folder: Path) -> bool:

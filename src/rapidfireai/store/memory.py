@@ -4,15 +4,22 @@ Runs and events are kept as the text that `SqliteStore` writes, so that both tak
 return the same.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from rapidfireai.core.events import Event, MetricSource
+from rapidfireai.core.commands import Command, CommandId, CommandRecord, CommandStatus, Outcome
+from rapidfireai.core.events import Event, Json, MetricSource
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.errors import StoreError
 from rapidfireai.store import _codec
-from rapidfireai.store._protocol import EventRow, ExperimentRecord, MetricRow, stale_run
+from rapidfireai.store._protocol import (
+    EventRow,
+    ExperimentRecord,
+    MetricRow,
+    not_pending,
+    stale_run,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +44,8 @@ class MemoryStore:
         self._runs: dict[RunId, _StoredRun] = {}
         self._metrics: dict[tuple[RunId, MetricSource, int, str], MetricRow] = {}
         self._events: list[_StoredEvent] = []
+        self._commands: dict[CommandId, CommandRecord] = {}
+        self._schemas: dict[str, str] = {}
         self._closed = False
 
     def create(self, experiment: ExperimentRecord, runs: Sequence[Run]) -> None:
@@ -73,14 +82,79 @@ class MemoryStore:
             for _, stored in sorted(self._runs.items())
         ]
 
-    def record(self, before: Run, event: Event, after: Run, time_s: float) -> None:
+    def record(
+        self,
+        before: Run,
+        event: Event,
+        after: Run,
+        time_s: float,
+        settles: Outcome | None = None,
+    ) -> None:
         """Append the event and change the run's row. See `Store.record`."""
         self._check_open()
         self._check_status(before)
-        seq = len(self._events) + 1
-        text = _codec.to_text(event)
-        self._runs.update(_stored([after]))
-        self._events.append(_StoredEvent(seq=seq, run_id=event.run_id, time_s=time_s, text=text))
+        if settles is not None:
+            self._check_pending(settles.command_id)
+        self._append(event, _stored([after]), time_s, settles)
+
+    def add_run(self, event: Event, run: Run, time_s: float, settles: Outcome) -> None:
+        """Take in a run that a command asked for. See `Store.add_run`."""
+        self.experiment()
+        if run.id in self._runs:
+            raise StoreError(f"two runs have the id {run.id}: give each its own")
+        self._check_pending(settles.command_id)
+        self._append(event, _stored([run]), time_s, settles)
+
+    def submit(self, command: Command, time_s: float, refused: str | None = None) -> CommandRecord:
+        """Keep a command. See `Store.submit`."""
+        self._check_open()
+        record = CommandRecord(
+            id=CommandId(len(self._commands) + 1),
+            command=_copied(command),
+            given_s=time_s,
+            status=CommandStatus.PENDING if refused is None else CommandStatus.REJECTED,
+            settled_s=None if refused is None else time_s,
+            outcome=refused or "",
+        )
+        self._commands[record.id] = record
+        return replace(record, command=_copied(command))
+
+    def settle(self, outcome: Outcome, time_s: float) -> None:
+        """Say what became of a pending command. See `Store.settle`."""
+        self._check_open()
+        self._check_pending(outcome.command_id)
+        self._commands[outcome.command_id] = replace(
+            self._commands[outcome.command_id],
+            status=outcome.status,
+            settled_s=time_s,
+            outcome=outcome.text,
+            step=outcome.step,
+            new_run_id=outcome.new_run_id,
+        )
+
+    def commands(self, *, status: CommandStatus | None = None) -> list[CommandRecord]:
+        """All commands, or those with a status, in the order in which they were given."""
+        self._check_open()
+        return [
+            replace(record, command=_copied(record.command))
+            for record in self._commands.values()
+            if status in (None, record.status)
+        ]
+
+    def num_changes(self) -> int:
+        """How many commands there are: nothing else comes from somebody else here."""
+        self._check_open()
+        return len(self._commands)
+
+    def save_schema(self, name: str, schema: Json) -> None:
+        """Keep the schema of some knobs. See `Store.save_schema`."""
+        self._check_open()
+        self._schemas[name] = _codec.plain_text(schema, f"the schema {name}")
+
+    def schemas(self) -> dict[str, Json]:
+        """All schemas by name."""
+        self._check_open()
+        return {name: _codec.plain_value(text) for name, text in sorted(self._schemas.items())}
 
     def save_progress(self, runs: Sequence[Run], rows: Sequence[MetricRow]) -> None:
         """Update runs whose status has not changed, and write values. See `Store.save_progress`."""
@@ -126,10 +200,33 @@ class MemoryStore:
         if self._closed:
             raise StoreError("the store is closed: open another")
 
+    def _append(
+        self,
+        event: Event,
+        stored: Mapping[RunId, _StoredRun],
+        time_s: float,
+        settles: Outcome | None,
+    ) -> None:
+        text = _codec.to_text(event)
+        if settles is not None:
+            self.settle(settles, time_s)
+        self._runs.update(stored)
+        seq = len(self._events) + 1
+        self._events.append(_StoredEvent(seq=seq, run_id=event.run_id, time_s=time_s, text=text))
+
+    def _check_pending(self, command_id: CommandId) -> None:
+        found = self._commands.get(command_id)
+        if found is None or found.status is not CommandStatus.PENDING:
+            raise not_pending(command_id, None if found is None else found.status)
+
     def _check_status(self, run: Run) -> None:
         stored = self._runs.get(run.id)
         if stored is None or stored.status is not run.status:
             raise stale_run(run, None if stored is None else stored.status)
+
+
+def _copied(command: Command) -> Command:
+    return _codec.decode_command(_codec.from_text(_codec.to_text(command)))
 
 
 def _stored(runs: Iterable[Run]) -> dict[RunId, _StoredRun]:

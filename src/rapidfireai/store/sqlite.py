@@ -6,21 +6,28 @@ queries ask for. The file is in WAL mode, where readers and the writer do not wa
 
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from rapidfireai._version import __version__
-from rapidfireai.core.events import Event, MetricSource
+from rapidfireai.core.commands import Command, CommandRecord, CommandStatus, Outcome
+from rapidfireai.core.events import Event, Json, MetricSource
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run
 from rapidfireai.errors import StoreError
 from rapidfireai.faults import reach
 from rapidfireai.store import _codec
-from rapidfireai.store._protocol import EventRow, ExperimentRecord, MetricRow, stale_run
+from rapidfireai.store._protocol import (
+    EventRow,
+    ExperimentRecord,
+    MetricRow,
+    not_pending,
+    stale_run,
+)
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Kept in the file as `user_version`."""
 
 _APPLICATION_ID: Final = 0x52464149
@@ -69,8 +76,28 @@ _SCHEMA: Final = (
     ) STRICT, WITHOUT ROWID
     """,
     f"PRAGMA application_id = {_APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+
+_MIGRATIONS: Final[Mapping[int, tuple[str, ...]]] = {
+    2: (
+        """
+        CREATE TABLE commands (
+            id INTEGER PRIMARY KEY,
+            status TEXT NOT NULL,
+            given_s REAL NOT NULL,
+            settled_s REAL,
+            outcome TEXT NOT NULL,
+            step INTEGER,
+            new_run_id INTEGER,
+            body TEXT NOT NULL
+        ) STRICT
+        """,
+        "CREATE INDEX commands_by_status ON commands (status)",
+        "CREATE TABLE schemas (name TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT",
+    ),
+}
+"""Version -> what turns a file of the version before into one of it. A new file begins with
+`_SCHEMA`, which is version 1, and goes through all of them."""
 
 _ADVICE: Final = {
     sqlite3.SQLITE_BUSY: "another program keeps it locked: close that program and try again",
@@ -141,14 +168,75 @@ class SqliteStore:
         rows = self._rows("SELECT body FROM runs ORDER BY id")
         return [_codec.decode_run(_codec.from_text(row["body"])) for row in rows]
 
-    def record(self, before: Run, event: Event, after: Run, time_s: float) -> None:
+    def record(
+        self,
+        before: Run,
+        event: Event,
+        after: Run,
+        time_s: float,
+        settles: Outcome | None = None,
+    ) -> None:
         """Append the event and change the run. See `Store.record`."""
         with self._transaction() as db:
             self._update(db, before, after)
-            db.execute(
-                "INSERT INTO events (run_id, time_s, body) VALUES (?, ?, ?)",
-                (event.run_id, time_s, _codec.to_text(event)),
+            _insert_event(db, event, time_s)
+            if settles is not None:
+                _settle(db, settles, time_s)
+
+    def add_run(self, event: Event, run: Run, time_s: float, settles: Outcome) -> None:
+        """Take in a run that a command asked for. See `Store.add_run`."""
+        with self._transaction() as db:
+            _insert_runs(db, [run])
+            _insert_event(db, event, time_s)
+            _settle(db, settles, time_s)
+
+    def submit(self, command: Command, time_s: float, refused: str | None = None) -> CommandRecord:
+        """Keep a command. See `Store.submit`."""
+        is_pending = refused is None
+        with self._transaction() as db:
+            made = db.execute(
+                "INSERT INTO commands (status, given_s, settled_s, outcome, body)"
+                " VALUES (?, ?, ?, ?, ?) RETURNING *",
+                (
+                    CommandStatus.PENDING if is_pending else CommandStatus.REJECTED,
+                    time_s,
+                    None if is_pending else time_s,
+                    refused or "",
+                    _codec.to_text(command),
+                ),
             )
+            return _command_record(made.fetchone())
+
+    def settle(self, outcome: Outcome, time_s: float) -> None:
+        """Say what became of a pending command. See `Store.settle`."""
+        with self._transaction() as db:
+            _settle(db, outcome, time_s)
+
+    def commands(self, *, status: CommandStatus | None = None) -> list[CommandRecord]:
+        """All commands, or those with a status, in the order in which they were given."""
+        rows = self._rows(
+            f"SELECT * FROM commands WHERE {_equals(status=status)} ORDER BY id",
+            {"status": status},
+        )
+        return [_command_record(row) for row in rows]
+
+    def num_changes(self) -> int:
+        """A number that changes when another connection has written. See `Store.num_changes`."""
+        with self._explained():
+            return self._pragma("data_version")
+
+    def save_schema(self, name: str, schema: Json) -> None:
+        """Keep the schema of some knobs. See `Store.save_schema`."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO schemas (name, body) VALUES (?, ?)",
+                (name, _codec.plain_text(schema, f"the schema {name}")),
+            )
+
+    def schemas(self) -> dict[str, Json]:
+        """All schemas by name."""
+        rows = self._rows("SELECT name, body FROM schemas ORDER BY name")
+        return {row["name"]: _codec.plain_value(row["body"]) for row in rows}
 
     def save_progress(self, runs: Sequence[Run], rows: Sequence[MetricRow]) -> None:
         """Update runs whose status has not changed, and write values. See `Store.save_progress`."""
@@ -203,6 +291,17 @@ class SqliteStore:
                 if self._is_new():
                     for statement in _SCHEMA:
                         db.execute(statement)
+                    db.execute("PRAGMA user_version = 1")
+        if self._pragma("user_version") < SCHEMA_VERSION:
+            self._migrate()
+
+    def _migrate(self) -> None:
+        with self._transaction() as db:
+            # Another process may have done it meanwhile.
+            for version in range(self._pragma("user_version") + 1, SCHEMA_VERSION + 1):
+                for statement in _MIGRATIONS[version]:
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {version}")
 
     def _is_new(self) -> bool:
         # The tables come with the two marks in one transaction, so a file in which another
@@ -284,6 +383,47 @@ def _insert_runs(db: sqlite3.Connection, runs: Sequence[Run]) -> None:
         )
         if made.rowcount == 0:
             raise StoreError(f"two runs have the id {run.id}: give each its own")
+
+
+def _insert_event(db: sqlite3.Connection, event: Event, time_s: float) -> None:
+    db.execute(
+        "INSERT INTO events (run_id, time_s, body) VALUES (?, ?, ?)",
+        (event.run_id, time_s, _codec.to_text(event)),
+    )
+
+
+def _settle(db: sqlite3.Connection, outcome: Outcome, time_s: float) -> None:
+    changed = db.execute(
+        "UPDATE commands SET status = :status, settled_s = :settled_s, outcome = :outcome,"
+        " step = :step, new_run_id = :new_run_id WHERE id = :id AND status = :pending",
+        {
+            "id": outcome.command_id,
+            "status": outcome.status,
+            "settled_s": time_s,
+            "outcome": outcome.text,
+            "step": outcome.step,
+            "new_run_id": outcome.new_run_id,
+            "pending": CommandStatus.PENDING,
+        },
+    )
+    if changed.rowcount == 0:
+        found = db.execute(
+            "SELECT status FROM commands WHERE id = ?", (outcome.command_id,)
+        ).fetchone()
+        raise not_pending(outcome.command_id, None if found is None else found["status"])
+
+
+def _command_record(row: sqlite3.Row) -> CommandRecord:
+    return CommandRecord(
+        id=row["id"],
+        command=_codec.decode_command(_codec.from_text(row["body"])),
+        given_s=row["given_s"],
+        status=CommandStatus(row["status"]),
+        settled_s=row["settled_s"],
+        outcome=row["outcome"],
+        step=row["step"],
+        new_run_id=row["new_run_id"],
+    )
 
 
 def _run_columns(run: Run) -> dict[str, Any]:

@@ -1,11 +1,19 @@
 """A clock and an executor that live in simulated time: no sleeping, no threads, no training."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
 from types import MappingProxyType
 
+from rapidfireai.core.commands import (
+    Command,
+    CommandId,
+    CommandRecord,
+    CommandStatus,
+    Outcome,
+)
+from rapidfireai.core.engine import Listener
 from rapidfireai.core.events import (
     ChunkFinished,
     Event,
@@ -112,6 +120,9 @@ class SimulatedExecutor:
             self._active_s[run_id] += self._clock.now() - entry.start_s
         return (RunStopped(run_id=run_id, reason=reason, active_s=self._active_s[run_id]),)
 
+    def save(self, run_id: RunId) -> None:
+        """Nothing to write."""
+
     def close(self) -> None:
         """Abandon the open orders."""
         self._open.clear()
@@ -139,6 +150,58 @@ class SimulatedExecutor:
                 ChunkFinished(run_id=run_id, chunk=order.chunk, step=step, active_s=active_s)
             ]
         return events
+
+
+class CommandDesk:
+    """An engine's record that keeps commands in memory and passes events on.
+
+    Args:
+        listener: Told of every event; what it raises is the record's failure.
+    """
+
+    def __init__(self, listener: Listener | None = None) -> None:
+        self._listener = listener
+        self.commands: dict[CommandId, CommandRecord] = {}
+
+    def give(self, command: Command) -> CommandId:
+        """Have the engine carry a command out at its next step."""
+        return self.submit(command).id
+
+    def on_event(
+        self, before: Run, event: Event, after: Run, settles: Outcome | None = None
+    ) -> None:
+        """Pass the event on, and settle the command if it did."""
+        if self._listener is not None:
+            self._listener.on_event(before, event, after)
+        if settles is not None:
+            self.settle(settles)
+
+    def add_run(self, before: Run, event: Event, after: Run, settles: Outcome) -> None:
+        """Likewise for a new run's first event."""
+        self.on_event(before, event, after, settles)
+
+    def pending(self) -> Sequence[CommandRecord]:
+        """Commands that nobody has settled."""
+        return [c for c in self.commands.values() if c.status is CommandStatus.PENDING]
+
+    def submit(self, command: Command) -> CommandRecord:
+        """Take a command in."""
+        record = CommandRecord(id=CommandId(len(self.commands) + 1), command=command, given_s=0.0)
+        self.commands[record.id] = record
+        return record
+
+    def settle(self, outcome: Outcome) -> None:
+        """Note what became of a pending command."""
+        given = self.commands[outcome.command_id]
+        assert given.status is CommandStatus.PENDING, f"{given} is settled twice"
+        self.commands[given.id] = replace(
+            given,
+            status=outcome.status,
+            settled_s=0.0,
+            outcome=outcome.text,
+            step=outcome.step,
+            new_run_id=outcome.new_run_id,
+        )
 
 
 def queued_runs(run_ids: Iterable[RunId]) -> list[Run]:

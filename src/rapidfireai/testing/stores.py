@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import pytest
 
+from rapidfireai.core.commands import Command, CommandId, CommandStatus, Outcome, Verb
 from rapidfireai.core.events import (
     ChunkAssigned,
     ChunkFinished,
@@ -26,11 +27,18 @@ from rapidfireai.core.events import (
     Json,
     MetricsLogged,
     MetricSource,
+    RunCloned,
     RunCompleted,
+    RunDeleted,
     RunFailed,
     RunInterrupted,
     RunNoted,
+    RunPinned,
+    RunPruned,
+    RunPurged,
     RunRecovered,
+    RunRestored,
+    RunResumed,
     RunStarted,
     RunStopped,
     StepFinished,
@@ -74,6 +82,13 @@ EVENTS: Final[tuple[Event, ...]] = (
     ChunkFinished(run_id=FIRST, chunk=0, step=10, active_s=2.25),
     RunCompleted(run_id=FIRST, step=40, active_s=9.125),
     RunStopped(run_id=FIRST, reason="pruned: median", active_s=3.0),
+    RunPruned(run_id=FIRST, reason="worse than the median", active_s=3.0),
+    RunResumed(run_id=FIRST),
+    RunDeleted(run_id=FIRST, undo_until_s=1_760_000_600.5),
+    RunRestored(run_id=FIRST),
+    RunPurged(run_id=FIRST),
+    RunPinned(run_id=FIRST, pinned=True),
+    RunCloned(run_id=FIRST, parent_id=SECOND),
     RunFailed(run_id=FIRST, error="boom", traceback="Traceback ...\n", active_s=0.0, notes=("n",)),
 )
 """One event of every type."""
@@ -110,6 +125,40 @@ def example_run(run_id: RunId, status: RunStatus = RunStatus.QUEUED) -> Run:
         error="boom",
         traceback="Traceback ...\n",
         notes=("first", "second"),
+        pinned=True,
+        parent_id=SECOND,
+        modified={"training_args.learning_rate": [2e-4, math.inf]},
+        fork=dict(AWKWARD_JSON),
+        deleted_from=RunStatus.COMPLETED,
+        undo_until_s=1_760_000_600.5,
+        purged=True,
+    )
+
+
+def example_command(verb: Verb = Verb.CLONE) -> Command:
+    """A command with every field set, equal to what comes back: without NaN."""
+    return Command(
+        verb=verb,
+        run_id=FIRST,
+        by="cli",
+        reason='"why" not?\n',
+        modify={name: value for name, value in AWKWARD_JSON.items() if name != "nan"},
+        warm_start=True,
+        optimizer="reset",
+        schedule="restart",
+    )
+
+
+def applied(
+    command_id: CommandId, step: int | None = None, new_run_id: RunId | None = None
+) -> Outcome:
+    """The outcome of a command that was carried out."""
+    return Outcome(
+        command_id=command_id,
+        status=CommandStatus.APPLIED,
+        text="it is done",
+        step=step,
+        new_run_id=new_run_id,
     )
 
 
@@ -416,3 +465,84 @@ class StoreContract:
     def test_close_may_be_repeated(self, filled: Store) -> None:
         filled.close()
         filled.close()
+
+    def test_commands_come_back_in_their_order(self, filled: Store) -> None:
+        first = filled.submit(example_command(), 10.5)
+        second = filled.submit(Command(verb=Verb.STOP, run_id=SECOND), 11.0)
+        assert (first.command, first.given_s) == (example_command(), 10.5)
+        assert first.id < second.id
+        assert filled.commands() == [first, second]
+        assert {c.status for c in filled.commands()} == {CommandStatus.PENDING}
+        assert (first.settled_s, first.outcome, first.latency_s) == (None, "", None)
+
+    def test_a_refused_command_is_kept_as_rejected(self, filled: Store) -> None:
+        refused = filled.submit(example_command(), 10.0, "there is no run 1")
+        assert refused.status is CommandStatus.REJECTED
+        assert (refused.outcome, refused.settled_s) == ("there is no run 1", 10.0)
+        assert filled.commands(status=CommandStatus.PENDING) == []
+        assert filled.commands(status=CommandStatus.REJECTED) == [refused]
+
+    def test_settling_keeps_what_became_of_a_command(self, filled: Store) -> None:
+        given = filled.submit(example_command(), 10.0)
+        outcome = applied(given.id, step=7, new_run_id=SECOND)
+        filled.settle(outcome, 10.25)
+        (settled,) = filled.commands()
+        assert settled == replace(
+            given, status=CommandStatus.APPLIED, settled_s=10.25, outcome=outcome.text,
+            step=7, new_run_id=SECOND,
+        )  # fmt: skip
+        assert settled.latency_s == 0.25
+
+    def test_a_command_is_settled_once(self, filled: Store) -> None:
+        given = filled.submit(example_command(), 10.0)
+        filled.settle(applied(given.id), 11.0)
+        before = filled.commands()
+        with pytest.raises(StoreError, match="is applied already"):
+            filled.settle(applied(given.id), 12.0)
+        with pytest.raises(StoreError, match="not in the store"):
+            filled.settle(applied(CommandId(99)), 12.0)
+        assert filled.commands() == before
+
+    def test_an_event_settles_a_command_or_nothing_happens(self, filled: Store) -> None:
+        before, after = example_run(FIRST), example_run(FIRST, RunStatus.STOPPED)
+        event = RunStopped(run_id=FIRST, reason="enough", active_s=1.0)
+        given = filled.submit(Command(verb=Verb.STOP, run_id=FIRST), 10.0)
+        with pytest.raises(StoreError):
+            filled.record(before, event, after, 11.0, applied(CommandId(99)))
+        assert filled.runs()[0] == before
+        assert filled.events() == []
+        with pytest.raises(StaleRunError):
+            filled.record(after, event, after, 11.0, applied(given.id))
+        assert filled.commands() == [given]
+        filled.record(before, event, after, 11.0, applied(given.id))
+        assert filled.runs()[0] == after
+        assert filled.commands()[0].status is CommandStatus.APPLIED
+
+    def test_a_run_that_a_command_asked_for_is_added_with_its_first_event(
+        self, filled: Store
+    ) -> None:
+        given = filled.submit(example_command(), 10.0)
+        run = example_run(RunId(3))
+        event = RunCloned(run_id=RunId(3), parent_id=FIRST)
+        with pytest.raises(StoreError):
+            filled.add_run(event, run, 11.0, applied(CommandId(99)))
+        with pytest.raises(StoreError):
+            filled.add_run(event, example_run(FIRST), 11.0, applied(given.id))
+        assert len(filled.runs()) == 2
+        assert filled.commands() == [given]
+        filled.add_run(event, run, 11.0, applied(given.id, new_run_id=RunId(3)))
+        assert filled.runs()[2] == run
+        assert [row.event for row in filled.events()] == [event]
+        assert filled.commands()[0].new_run_id == 3
+
+    def test_schemas_come_back_and_are_replaced(self, filled: Store) -> None:
+        assert filled.schemas() == {}
+        filled.save_schema("SFT", {"learning_rate": {"type": ["number"]}})
+        filled.save_schema("LoraConfig", AWKWARD_JSON)
+        filled.save_schema("SFT", {"r": {"type": ["integer"]}})
+        assert repr(filled.schemas()) == repr(
+            {"LoraConfig": AWKWARD_JSON, "SFT": {"r": {"type": ["integer"]}}}
+        )
+
+    def test_changes_are_not_counted_while_there_are_none(self, filled: Store) -> None:
+        assert filled.num_changes() == filled.num_changes()

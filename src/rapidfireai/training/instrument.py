@@ -212,6 +212,7 @@ class Instrument:
                 resolved=self._resolved,
                 notes=self._notes,
                 step=progress.step,
+                chunks_done=self._chunk,
                 active_s=progress.active_s,
             )
         )

@@ -5,9 +5,9 @@ from typing import Any
 
 import transformers
 
+from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import ConfigError
 from rapidfireai.training.config import as_json
-from rapidfireai.training.spelling import did_you_mean
 
 _CLASSES: Mapping[str, tuple[str, str]] = {
     "causal_lm": ("AutoModelForCausalLM", "AutoTokenizer"),

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum, auto
 from typing import Any
 
+from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import ConfigError
-from rapidfireai.training.spelling import did_you_mean
 
 
 class DataKind(StrEnum):

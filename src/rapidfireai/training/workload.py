@@ -91,13 +91,22 @@ class TrainingWorkload:
         """
         self._data.check()
         for spec in self._specs:
+            try:
+                self.add(spec)
+            except RapidFireError as error:
+                if len(self._specs) > 1:
+                    error.add_note(f"(configuration {spec.run_id} of {len(self._specs)})")
+                raise
+
+    def add(self, spec: RunSpec) -> None:
+        """Check one more run, and load its base; nothing to do for one that is there.
+
+        Raises:
+            RapidFireError: The run cannot work.
+        """
+        if spec.run_id not in self._parts:
             with ProcessState():
-                try:
-                    self._parts[spec.run_id] = self._prepare(spec)
-                except RapidFireError as error:
-                    if len(self._specs) > 1:
-                        error.add_note(f"(configuration {spec.run_id} of {len(self._specs)})")
-                    raise
+                self._parts[spec.run_id] = self._prepare(spec)
 
     def task(self, run_id: RunId) -> TrainingTask:
         """The task of a run."""

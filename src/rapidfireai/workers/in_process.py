@@ -98,6 +98,13 @@ class InProcessExecutor:
         self._memory.forget(run_id)
         return events
 
+    def save(self, run_id: RunId) -> None:
+        """Write the run down as it stands."""
+        task = self._tasks.get(run_id)
+        if task is not None:
+            self._memory.before_training(run_id)
+            task.save()
+
     def close(self) -> None:
         """Abandon all tasks."""
         self._open = None

@@ -1,6 +1,7 @@
 """What a worker can run: the border between executors and workloads."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -25,6 +26,10 @@ class Task(Protocol):
 
     def stop(self, reason: str) -> Sequence[Event]:
         """End a paused run, keeping what it learned; the last event is its end."""
+        ...
+
+    def save(self) -> Path | None:
+        """Write the paused run down as it stands, and leave it as it is."""
         ...
 
     def close(self) -> None:

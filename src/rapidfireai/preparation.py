@@ -1,0 +1,124 @@
+"""Runs of a script that come later than the others: clones, and ended runs that are resumed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rapidfireai.automl.schemas import modified
+from rapidfireai.core.commands import Command
+from rapidfireai.core.events import Json
+from rapidfireai.core.ids import RunId
+from rapidfireai.core.run import Run
+from rapidfireai.core.schema import Schema, changed, changes, value_of
+from rapidfireai.errors import ConfigError
+from rapidfireai.paths import ExperimentFolder
+
+if TYPE_CHECKING:
+    from rapidfireai.training.build import RunSpec
+    from rapidfireai.training.workload import TrainingWorkload
+
+
+class SpecBook:
+    """What each run of a script is made of; clones inherit from their parents.
+
+    Args:
+        specs: Of the script's configurations.
+        folder: The experiment's.
+    """
+
+    def __init__(self, specs: "Iterable[RunSpec]", folder: ExperimentFolder) -> None:
+        self._specs = {spec.run_id: spec for spec in specs}
+        self._folder = folder
+
+    def get(self, run: Run) -> "RunSpec":
+        """What the run is made of.
+
+        Raises:
+            ConfigError: Its configuration, or its parent's, is not in the script.
+        """
+        if run.id not in self._specs:
+            raise ConfigError(
+                f"run {run.id} cannot be trained: its configuration, data or functions are no "
+                "longer in the script; run the script that it comes from"
+            )
+        return self._specs[run.id]
+
+    def add_stored(self, clones: Sequence[Run]) -> "list[RunSpec | None]":
+        """What stored clones are made of; None where the parent is not in the script.
+
+        Args:
+            clones: By id, so that parents come before their children.
+        """
+        for run in clones:
+            assert run.parent_id is not None, "a clone has a parent"
+            parent = self._specs.get(run.parent_id)
+            if parent is not None:
+                knobs = {full: new for full, (_, new) in run.modified.items()}
+                self.derive(parent, run.id, knobs, run.fork)
+        return [self._specs.get(run.id) for run in clones]
+
+    def derive(
+        self,
+        parent: "RunSpec",
+        run_id: RunId,
+        knobs: Mapping[str, Json],
+        fork: Mapping[str, Json] | None,
+    ) -> "RunSpec":
+        """A clone of what a run is made of."""
+        spec = replace(
+            parent,
+            run_id=run_id,
+            config=modified(parent.config, knobs),
+            identity="",
+            folder=self._folder.run(run_id),
+            final=self._folder.final(run_id),
+        )
+        self._specs[run_id] = spec
+        return spec
+
+    def discard(self, run_id: RunId) -> None:
+        """Forget a run that came to nothing."""
+        self._specs.pop(run_id, None)
+
+
+class ScriptPreparer:
+    """Makes clones and resumed runs ready; implements `core.commands.Preparer`.
+
+    Args:
+        book: What the runs are made of.
+        workload: That trains them.
+        schemas: Of their kinds of configurations.
+    """
+
+    def __init__(
+        self, book: SpecBook, workload: "TrainingWorkload", schemas: Mapping[str, Schema]
+    ) -> None:
+        self._book = book
+        self._workload = workload
+        self._schemas = schemas
+
+    def resume(self, run: Run) -> None:
+        """Have an ended run ready to go on. See `Preparer.resume`."""
+        self._workload.add(self._book.get(run))
+
+    def clone(self, parent: Run, command: Command, run_id: RunId) -> Run:
+        """Make a new run out of an old one. See `Preparer.clone`."""
+        spec = self._book.get(parent)
+        knobs = changes(parent.config, command.modify, self._schemas)
+        diff = {
+            full: [value_of(parent.config, full, self._schemas), new] for full, new in knobs.items()
+        }
+        clone = self._book.derive(spec, run_id, knobs, None)
+        try:
+            self._workload.add(clone)
+        except BaseException:
+            self._book.discard(run_id)
+            raise
+        return Run(
+            id=run_id,
+            name=f"run-{run_id}",
+            config=changed(parent.config, knobs),
+            path=str(clone.final),
+            parent_id=parent.id,
+            modified=diff,
+        )
