@@ -118,7 +118,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
 
 def test_all_ends_are_there(ended: Ended) -> None:
     assert list(ended.info["status"]) == [
-        "completed", "completed", "failed", "stopped", "completed",
+        "completed", "completed", "failed", "pruned", "completed",
     ]  # fmt: skip
     assert list(ended.info["step"]) == [3, 3, 1, 1, 3]
 

@@ -306,7 +306,7 @@ def test_more_runs_than_fit_finish_with_the_same_numbers(
     assert moved["tight"] >= 3 * 4 - 1
 
 
-class StopAfterFirstChunk:
+class PruneAfterFirstChunk:
     """A policy in ten lines."""
 
     def on_chunk(
@@ -321,13 +321,13 @@ class StopAfterFirstChunk:
         return []
 
 
-def test_a_policy_stops_a_run_and_what_it_learned_is_kept(tmp_path: Path) -> None:
+def test_a_policy_prunes_a_run_and_what_it_learned_is_kept(tmp_path: Path) -> None:
     experiment = Experiment("policy", experiment_path=tmp_path)
     experiment.run_fit(
-        [sft(), sft()], create_model, text_rows(), policies=[StopAfterFirstChunk()], num_chunks=2
+        [sft(), sft()], create_model, text_rows(), policies=[PruneAfterFirstChunk()], num_chunks=2
     )
     info = experiment.get_runs_info()
-    assert list(info["status"]) == ["stopped", "completed"]
+    assert list(info["status"]) == ["pruned", "completed"]
     assert list(info["step"]) == [2, 4]
     assert "is above 0" in cell(info, 0, "notes")
     assert (Path(cell(info, 0, "path")) / "adapter_model.safetensors").exists()
