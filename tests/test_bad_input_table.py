@@ -114,7 +114,13 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
             ("", "experiment_name='' cannot be used"),
         ],
         "mode": [("evals", "mode='evals' is not known; only 'fit' is")],
-        "experiment_path": [("/dev/null/x", "/dev/null/x")],
+        "experiment_path": [
+            ("/dev/null/x", "/dev/null/x"),
+            *(
+                (value, f"experiment_path={value!r} cannot be used", "a string or a pathlib.Path")
+                for value in (3, [], b"there", True)
+            ),
+        ],
     },
     "run_fit": {
         "config_group": [
