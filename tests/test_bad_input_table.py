@@ -116,10 +116,10 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
         "mode": [("evals", "mode='evals' is not known; only 'fit' is")],
         "experiment_path": [
             ("/dev/null/x", "/dev/null/x"),
-            *(
-                (value, f"experiment_path={value!r} cannot be used", "a string or a pathlib.Path")
-                for value in (3, [], b"there", True)
-            ),
+            (3, "experiment_path=3 cannot be used", "a string or a pathlib.Path"),
+            ([], "experiment_path=[] cannot be used", "a string or a pathlib.Path"),
+            (b"there", "experiment_path=b'there' cannot be used", "Leave it out"),
+            (True, "experiment_path=True cannot be used", "Leave it out"),
         ],
     },
     "run_fit": {
