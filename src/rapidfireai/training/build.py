@@ -18,7 +18,7 @@ from rapidfireai.errors import ConfigError
 from rapidfireai.training.arguments import Resolved, make_peft_config, resolve, use_one_gpu
 from rapidfireai.training.config import PeftSpec, RunConfig, as_json
 from rapidfireai.training.context import TrainerContext, config_mapping
-from rapidfireai.training.data import AnyDataset
+from rapidfireai.training.formatting import AnyDataset
 from rapidfireai.training.registry import trainer_spec
 from rapidfireai.workers.shared_weights import Base
 
