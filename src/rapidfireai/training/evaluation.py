@@ -9,6 +9,8 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from rapidfireai.faults import reach
 from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.workers.process_state import RngState
@@ -23,7 +25,7 @@ def evaluate_quietly(trainer: Any) -> dict[str, float]:
     Metrics of speed are left out: they say more about the machine than about the run. With several
     evaluation sets each metric bears the name of its set.
     """
-    with _undisturbed(trainer), _named_by_set(trainer):
+    with _undisturbed(trainer), _weights_kept(trainer), _named_by_set(trainer):
         reach("evaluation.begun")
         metrics = trainer.evaluate()
         reach("evaluation.measured")
@@ -65,6 +67,27 @@ def numbers(values: Any) -> dict[str, float]:
 
 def _is_timing(name: str) -> bool:
     return name == "epoch" or name.endswith(("_runtime", "_per_second", "_preparation_time"))
+
+
+@contextlib.contextmanager
+def _weights_kept(trainer: Any) -> Iterator[None]:
+    """Bring the weights back that an optimizer exchanges for an evaluation.
+
+    Schedule-free optimizers do, and would bring them back by a computation that rounds.
+    """
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    groups = optimizer.param_groups if hasattr(optimizer, "eval") else ()
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+    weights = [weight for group in groups for weight in group["params"]]
+    values = [weight.detach().clone() for weight in weights]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, values, strict=True):
+                weight.copy_(value)
+        for group, setting in zip(groups, settings, strict=True):
+            group.update(setting)
 
 
 @contextlib.contextmanager
