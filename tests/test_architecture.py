@@ -168,7 +168,7 @@ def test_core_can_be_imported_without_heavy_libraries() -> None:
         ("store/sqlite.py", "from rapidfireai import Experiment", {"__init__"}),
         ("store/sqlite.py", "import rapidfireai", {"__init__"}),
         ("store/sqlite.py", "from rapidfireai.results import best_run", {"results"}),
-        ("training/data.py", "from rapidfireai.testing.tiny import model", {"testing"}),
+        ("training/columns.py", "from rapidfireai.testing.tiny import model", {"testing"}),
         ("experiment.py", "from rapidfireai.results import best_run", set()),
         ("experiment.py", "from rapidfireai import cli, testing", {"cli", "testing"}),
         ("results.py", "from rapidfireai.testing.tiny import model", {"testing"}),

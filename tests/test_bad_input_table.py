@@ -114,7 +114,13 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
             ("", "experiment_name='' cannot be used"),
         ],
         "mode": [("evals", "mode='evals' is not known; only 'fit' is")],
-        "experiment_path": [("/dev/null/x", "/dev/null/x")],
+        "experiment_path": [
+            ("/dev/null/x", "/dev/null/x"),
+            (3, "experiment_path=3 cannot be used", "a string or a pathlib.Path"),
+            ([], "experiment_path=[] cannot be used", "a string or a pathlib.Path"),
+            (b"there", "experiment_path=b'there' cannot be used", "Leave it out"),
+            (True, "experiment_path=True cannot be used", "Leave it out"),
+        ],
     },
     "run_fit": {
         "config_group": [

@@ -43,7 +43,7 @@ from rapidfireai.testing.tiny import (
     tiny_tokenizer,
 )
 from rapidfireai.training import arguments, registry
-from rapidfireai.training.data import FORMATS, Schema
+from rapidfireai.training.columns import FORMATS, Schema
 from rapidfireai.training.registry import TRAINERS, DataKind, TrainerSpec
 from rapidfireai.workers.memory import Tier
 

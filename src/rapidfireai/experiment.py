@@ -40,7 +40,7 @@ class Experiment:
             `rapidfire_experiments` below $RF_HOME (~/rapidfireai).
 
     Raises:
-        ConfigError: The name or the mode cannot be used.
+        ConfigError: The name, the mode or the path cannot be used.
         ExperimentPathError: The folder cannot be written.
     """
 

@@ -32,8 +32,17 @@ _NAME = re.compile(r"\w[\w .+-]{0,99}")
 
 
 def experiments_root(given: str | os.PathLike[str] | None = None) -> Path:
-    """Folder of all experiments: as given, $RF_EXPERIMENT_PATH, or below $RF_HOME."""
+    """Folder of all experiments: as given, $RF_EXPERIMENT_PATH, or below $RF_HOME.
+
+    Raises:
+        ConfigError: What is given is no path.
+    """
     if given is not None:
+        if not isinstance(given, str | os.PathLike) or not isinstance(os.fspath(given), str):
+            raise ConfigError(
+                f"experiment_path={given!r} cannot be used; it is the folder of all experiments, "
+                "as a string or a pathlib.Path. Leave it out to have the default."
+            )
         return Path(given).expanduser().absolute()
     if path := os.environ.get("RF_EXPERIMENT_PATH"):
         return Path(path).expanduser().absolute()

@@ -116,7 +116,7 @@ def test_accepts(name: str, value: Any, recorded: Any) -> None:
     ids=repr,
 )
 def test_refuses(name: str, value: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=f"(?s)^Target: .*{message}"):
+    with pytest.raises(ConfigError, match=f"^Target: .*{message}"):
         ARGUMENTS[name].checked(value, "Target")
 
 
@@ -142,3 +142,12 @@ def test_describe(annotation: Any, text: str) -> None:
 def test_long_values_are_cut_in_messages() -> None:
     assert shown("x") == "'x'"
     assert len(shown("x" * 1000)) < 100
+
+
+def test_values_of_several_lines_are_shown_in_one() -> None:
+    value = np.eye(2)
+    assert repr(value) == "array([[1., 0.],\n       [0., 1.]])"
+    assert shown(value) == "array([[1., 0.], [0., 1.]])"
+    with pytest.raises(ConfigError) as caught:
+        ARGUMENTS["steps"].checked([value], "Target")
+    assert "\n" not in str(caught.value)

@@ -182,6 +182,15 @@ SCENARIOS = {
         num_rows=32,
         num_eval_rows=8,
     ),
+    "weights_that_an_optimizer_exchanges_for_evaluation": Scenario(
+        (
+            case("SFT", seed=1, optim="schedule_free_adamw", lr_scheduler_type="constant"),
+            case("SFT", seed=2, optim="schedule_free_sgd", eval_strategy="steps", eval_steps=3,
+                 gradient_accumulation_steps=2),
+            case("DPO", r=None, seed=3, optim="schedule_free_radam", learning_rate=1e-4),
+        ),
+        num_eval_rows=6,
+    ),
     "a_crashing_neighbour": Scenario(
         (
             case("SFT", seed=1),

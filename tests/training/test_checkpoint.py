@@ -248,6 +248,10 @@ MORE_CASES = {
              lr_scheduler_kwargs={"patience": 0}, eval_strategy="steps", eval_steps=1,
              learning_rate=0.5)
     ),
+    "weights that the optimizer exchanges for evaluation": Setting(
+        case("SFT", seed=8, max_steps=5, optim="schedule_free_adamw", eval_strategy="steps",
+             eval_steps=2, lr_scheduler_type="constant")
+    ),
     "noise, packed rows": Setting(
         case("SFT", seed=9, max_steps=4, neftune_noise_alpha=5.0, packing=True,
              packing_strategy="wrapped")

@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from rapidfireai import Experiment
 from rapidfireai.automl import List, RFDPOConfig, RFLoraConfig, RFModelConfig, RFSFTConfig
 from rapidfireai.core.events import ChunkFinished
+from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run
 from rapidfireai.testing.tiny import preference_rows, text_rows, tiny_model, tiny_tokenizer
+from rapidfireai.workers import memory
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +174,51 @@ def test_a_reference_of_the_users_that_is_synced_is_copied_for_each_run(tmp_path
     assert losses[0] == losses[1]
     for name, tensor in reference.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_a_reference_moves_with_its_run_unless_others_look_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(seed: int, **changes: Any) -> RFModelConfig:
+        size = {"max_steps": 4, "per_device_train_batch_size": 2, "max_length": 32}
+        synced = {"sync_ref_model": True, "ref_model_sync_steps": 1} if seed < 3 else {}
+        arguments = RFDPOConfig(**size, **synced, learning_rate=1e-2, seed=seed)
+        return RFModelConfig(training_args=arguments, **changes)
+
+    users = tiny_model(seed=7)
+    configs = [config(1), config(2, ref_model=users), config(3, ref_model=users), config(4)]
+    own: dict[int, list[bool]] = {}
+
+    class Watched(memory.MemoryTiers):
+        def after_training(self, run_id: RunId, owner: Any) -> None:
+            tensors = {id(tensor) for tensor in owner.own_tensors()}
+            reference = owner._trainer.ref_model
+            own[run_id] = [id(weight) in tensors for weight in reference.parameters()]
+            super().after_training(run_id, owner)
+
+    monkeypatch.setattr(memory, "MemoryTiers", Watched)
+    trained = []
+    for name, limit_gib in (("roomy", None), ("tight", 0.0)):
+        experiment = Experiment(name, experiment_path=tmp_path)
+        experiment.run_fit(
+            configs,
+            lambda config: (tiny_model(), tiny_tokenizer()),
+            preference_rows(),
+            num_chunks=3,
+            memory_limit_gib=limit_gib,
+        )
+        info = experiment.get_runs_info()
+        assert list(info["status"]) == ["completed"] * 4, list(info["error"])
+        losses = experiment.get_results().dropna(subset=["loss"])
+        trained.append(list(losses["loss"]))
+        assert {run_id: set(each) for run_id, each in own.items()} == {
+            1: {True},
+            2: {True},
+            3: {False},
+            4: {False},
+        }
+    assert trained[0] == trained[1]
+    assert len(trained[0]) == 4 * 4
 
 
 def test_configurations_of_two_models_load_each_once(tmp_path: Path) -> None:

@@ -186,6 +186,31 @@ def test_create_trainer_builds_any_trainer(tmp_path: Path) -> None:
     assert losses(experiment)[1, 6] != losses(experiment)[3, 6]
 
 
+def test_a_trainer_of_ones_own_uses_one_of_several_gpus(tmp_path: Path) -> None:
+    made: list[Any] = []
+
+    def create_trainer(config: Mapping[str, Any], context: Any) -> Trainer:
+        trainer = own_trainer(config, context)
+        # As both are on a machine with two GPUs, where transformers would use `DataParallel`.
+        trainer.args._n_gpu = 2
+        trainer._train_batch_size = trainer.args.train_batch_size
+        made.append(trainer)
+        return trainer
+
+    experiment = Experiment("own", experiment_path=tmp_path)
+    experiment.run_fit(
+        {"learning_rate": 1e-3, "adapter": True},
+        create_model,
+        text_rows(),
+        create_trainer=create_trainer,
+    )
+    info = experiment.get_runs_info()
+    assert list(info["status"]) == ["completed"], list(info["error"])
+    (trainer,) = made
+    assert trainer.args.n_gpu == 1
+    assert trainer._train_batch_size == trainer.state.train_batch_size == 4
+
+
 @pytest.mark.parametrize(
     ("create", "message"),
     [

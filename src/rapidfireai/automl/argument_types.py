@@ -126,8 +126,8 @@ def arguments_of(target: type[Any]) -> Mapping[str, Argument]:
 
 
 def shown(value: Any) -> str:
-    """Returns the value's repr, cut where it is long (models, datasets)."""
-    text = repr(value)
+    """Returns the value's repr in one line, cut where it is long (models, datasets)."""
+    text = " ".join(line.strip() for line in repr(value).splitlines())
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
@@ -201,5 +201,5 @@ def _hint(value: Any, members: list[Any]) -> str:
     if isinstance(value, float) and value.is_integer():
         return f"; write {int(value)}"
     if isinstance(value, list):
-        return f"; to try several values write List({value!r})"
+        return f"; to try several values write List({shown(value)})"
     return ""

@@ -143,14 +143,20 @@ def resolve(
             f"{config_class.__name__} refuses the arguments {as_json(config.training_args)}: "
             f"{_one_line(error)}"
         ) from error
-    # On a machine with several GPUs a trainer would want to spread over all of them; a worker has
-    # one. transformers offers no public way to say so.
-    if args.n_gpu > 1:
-        args._n_gpu = 1  # noqa: SLF001
+    use_one_gpu(args)
     _check_optimizer(OptimizerNames(args.optim).value)
     peft_config = None if config.peft is None else make_peft_config(config.peft)
     private_base = _private_base(config, args)
     return Resolved(args, args.seed, peft_config, private_base, (*config.notes, *notes))
+
+
+def use_one_gpu(args: Any) -> None:
+    """Let a trainer use the device of its worker only.
+
+    On a machine with several GPUs it would spread over all of them (`DataParallel`), and feed each
+    with a batch of its own. transformers offers no public way to say otherwise.
+    """
+    args._n_gpu = min(args.n_gpu, 1)  # noqa: SLF001
 
 
 def _check_seed(seed: object) -> None:

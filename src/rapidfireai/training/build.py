@@ -15,10 +15,10 @@ from transformers import set_seed
 
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import ConfigError
-from rapidfireai.training.arguments import Resolved, make_peft_config, resolve
+from rapidfireai.training.arguments import Resolved, make_peft_config, resolve, use_one_gpu
 from rapidfireai.training.config import PeftSpec, RunConfig, as_json
 from rapidfireai.training.context import TrainerContext, config_mapping
-from rapidfireai.training.data import AnyDataset
+from rapidfireai.training.formatting import AnyDataset
 from rapidfireai.training.registry import trainer_spec
 from rapidfireai.workers.shared_weights import Base
 
@@ -185,6 +185,10 @@ class RunParts:
                 "or train context.private_model()."
             )
         trainer.args.output_dir = str(self.spec.folder)
+        if trainer.args.n_gpu > 1:
+            use_one_gpu(trainer.args)
+            # Read from the arguments when the trainer was built.
+            trainer._train_batch_size = trainer.args.train_batch_size  # noqa: SLF001
         return trainer
 
 

@@ -9,6 +9,8 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from rapidfireai.faults import reach
 from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.workers.process_state import RngState
@@ -20,9 +22,10 @@ _COLLECTED = ("_metrics", "_logs", "_total_train_tokens")
 def evaluate_quietly(trainer: Any) -> dict[str, float]:
     """`trainer.evaluate()` with everything put back as it was; its metrics as numbers.
 
-    Metrics of speed are left out: they say more about the machine than about the run.
+    Metrics of speed are left out: they say more about the machine than about the run. With several
+    evaluation sets each metric bears the name of its set.
     """
-    with _undisturbed(trainer):
+    with _undisturbed(trainer), _weights_kept(trainer), _named_by_set(trainer):
         reach("evaluation.begun")
         metrics = trainer.evaluate()
         reach("evaluation.measured")
@@ -64,6 +67,61 @@ def numbers(values: Any) -> dict[str, float]:
 
 def _is_timing(name: str) -> bool:
     return name == "epoch" or name.endswith(("_runtime", "_per_second", "_preparation_time"))
+
+
+@contextlib.contextmanager
+def _weights_kept(trainer: Any) -> Iterator[None]:
+    """Bring the weights back that an optimizer exchanges for an evaluation.
+
+    Schedule-free optimizers do, and would bring them back by a computation that rounds.
+    """
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    groups = optimizer.param_groups if hasattr(optimizer, "eval") else ()
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+    weights = [weight for group in groups for weight in group["params"]]
+    values = [weight.detach().clone() for weight in weights]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, values, strict=True):
+                weight.copy_(value)
+        for group, setting in zip(groups, settings, strict=True):
+            group.update(setting)
+
+
+@contextlib.contextmanager
+def _named_by_set(trainer: Any) -> Iterator[None]:
+    """Have each metric of one of several sets named after it, as in `eval_one_loss`.
+
+    What TRL adds bears the same name for all sets, as in `eval_mean_token_accuracy`: of several
+    values the trainer would return the last.
+    """
+    evaluate, wrapped = trainer.evaluate, "evaluate" in vars(trainer)
+
+    def evaluate_one(*args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics: dict[str, float] = evaluate(*args, **kwargs)
+        # As the trainer calls itself for each of them.
+        name, prefix = kwargs.get("eval_dataset"), kwargs.get("metric_key_prefix", "")
+        if not isinstance(name, str):
+            return metrics
+        return {_named(metric, prefix, name): value for metric, value in metrics.items()}
+
+    trainer.evaluate = evaluate_one
+    try:
+        yield
+    finally:
+        if wrapped:
+            trainer.evaluate = evaluate
+        else:
+            del trainer.evaluate
+
+
+def _named(metric: str, prefix: str, name: str) -> str:
+    shared = prefix.removesuffix(name)
+    if metric.startswith(f"{prefix}_") or not metric.startswith(shared):
+        return metric
+    return f"{prefix}_{metric.removeprefix(shared)}"
 
 
 @contextlib.contextmanager

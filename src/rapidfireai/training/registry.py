@@ -16,7 +16,7 @@ from rapidfireai.errors import ConfigError
 
 
 class DataKind(StrEnum):
-    """What the rows of a trainer's dataset show; `training.data` knows the columns."""
+    """What the rows of a trainer's dataset show; `training.columns` knows the columns."""
 
     DEMONSTRATION = auto()
     """How to reply."""

@@ -72,7 +72,7 @@ class TrainingTask:
         self._notes: list[Event] = []
         """To be handed out with the next events."""
         self._own: list[torch.Tensor] | None = None
-        """The model's own parameters and buffers, once they have been looked for."""
+        """The models' own parameters and buffers, once they have been looked for."""
         self._unsent: list[Event] = []
         """Events on their way out; a failure right there must not lose them."""
 
@@ -105,18 +105,19 @@ class TrainingTask:
             self._release()
 
     def own_tensors(self) -> Iterator[torch.Tensor]:
-        """The run's tensors without the base's: weights, gradients, optimizer state, buffers."""
+        """The run's tensors without those that runs share: weights, gradients, optimizer state,
+        buffers, a reference model's."""
         if self._trainer is None:
             return
         if self._own is None:
             # Looked for once: modules are many, and a run keeps the parameters it begins with.
-            shared = self._parts.base.storages()
-            model = self._trainer.model
-            self._own = [
-                tensor
-                for tensor in (*model.parameters(), *model.buffers())
-                if tensor.untyped_storage().data_ptr() not in shared
-            ]
+            given = _weights(self._parts.spec.config.trainer_kwargs.get("ref_model"))
+            shared = self._parts.base.storages() | _addresses(given)
+            models = [self._trainer.model]
+            if self._parts.create_trainer is None:  # else its reference may be anybody's
+                models.append(getattr(self._trainer, "ref_model", None))
+            weights = [tensor for model in models for tensor in _weights(model)]
+            self._own = [tensor for tensor in weights if not _addresses([tensor]) & shared]
         for tensor in self._own:
             yield tensor
             if tensor.grad is not None:
@@ -350,6 +351,18 @@ def _one_line(error: BaseException, device: torch.device) -> str:
         )
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _weights(model: Any) -> list[torch.Tensor]:
+    """The model's parameters and buffers; none of what is no model, such as its name."""
+    if not isinstance(model, torch.nn.Module):
+        return []
+    return [*model.parameters(), *model.buffers()]
+
+
+def _addresses(tensors: Sequence[torch.Tensor]) -> set[int]:
+    """Of their storages."""
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
 
 def _state_tensors(trainer: Any) -> Iterator[torch.Tensor]:

@@ -12,7 +12,7 @@ from rapidfireai.errors import ConfigError, RapidFireError
 from rapidfireai.store import Room
 from rapidfireai.training.build import CreateTrainer, RunParts, RunSpec, check_copyable
 from rapidfireai.training.config import CUSTOM
-from rapidfireai.training.data import AnyDataset, Formatter, check_dataset
+from rapidfireai.training.formatting import AnyDataset, Formatter, check_dataset
 from rapidfireai.training.generation import prompt_and_reference
 from rapidfireai.training.task import TrainingTask
 from rapidfireai.workers.process_state import ProcessState

@@ -13,8 +13,9 @@ from rapidfireai import Experiment
 from rapidfireai.automl import RFLoraConfig, RFModelConfig, RFSFTConfig
 from rapidfireai.errors import DatasetError
 from rapidfireai.testing.tiny import instruction_rows, tiny_model, tiny_tokenizer
+from rapidfireai.training.columns import FORMATS, Schema
 from rapidfireai.training.config import CUSTOM, RunConfig
-from rapidfireai.training.data import FORMATS, Formatter, Schema, check_dataset
+from rapidfireai.training.formatting import Formatter, check_dataset
 from rapidfireai.training.registry import DataKind
 
 Row = dict[str, Any]
