@@ -1,6 +1,7 @@
 """What a worker can run: the border between executors and workloads."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -20,6 +21,19 @@ class Task(Protocol):
 
         The last event of a chunk is `ChunkFinished`, `RunCompleted` or `RunFailed`; with it, the
         process is as it was before the chunk.
+        """
+        ...
+
+    def save(self) -> Path | None:
+        """Write a paused run down as it stands, so that others can begin from there; the run goes
+        on as if it had not been asked.
+
+        Its tensors have to be on the device, as for `resume`.
+
+        Returns:
+            The folder of what was written; None where there is nothing that could be, as of a run
+            that has not begun, or writing failed. The reason then comes as a note with the events
+            that follow.
         """
         ...
 
