@@ -5,13 +5,15 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rapidfireai.background import FitHandle
 from rapidfireai.control import WAIT_S, give, leads_on
 from rapidfireai.core.commands import Command, CommandRecord, CommandStatus, Verb
 from rapidfireai.core.engine import Listener
+from rapidfireai.core.fork import OptimizerState, Schedule
 from rapidfireai.core.policy import Policy
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.errors import CommandRejectedError, ConfigError, UnknownArgumentError
@@ -283,8 +285,8 @@ class Experiment:
             run,
             modify=dict(modify or {}),
             warm_start=warm_start,
-            optimizer=optimizer,
-            schedule=schedule,
+            optimizer=_choice("optimizer", optimizer, OptimizerState),
+            schedule=_choice("schedule", schedule, Schedule),
             reason=reason,
         )
 
@@ -349,6 +351,17 @@ class Experiment:
                 f"the experiment {self.name!r} trains in the background; wait for it with "
                 "handle.wait(), or handle.cancel() it"
             )
+
+
+C = TypeVar("C", bound=StrEnum)
+
+
+def _choice(name: str, given: str, choices: type[C]) -> C:
+    try:
+        return choices(given)
+    except ValueError:
+        allowed = " or ".join(repr(choice.value) for choice in choices)
+        raise ConfigError(f"{name}={given!r} is not known; it is {allowed}") from None
 
 
 def _shown(store: SqliteStore) -> list[Run]:

@@ -1,7 +1,9 @@
 """Runs of a script that come later than the others: clones, and ended runs that are resumed."""
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rapidfireai.automl.schemas import modified
@@ -15,6 +17,7 @@ from rapidfireai.paths import ExperimentFolder
 
 if TYPE_CHECKING:
     from rapidfireai.training.build import RunSpec
+    from rapidfireai.training.fork import Fork
     from rapidfireai.training.workload import TrainingWorkload
 
 
@@ -49,12 +52,15 @@ class SpecBook:
         Args:
             clones: By id, so that parents come before their children.
         """
+        from rapidfireai.training.fork import Fork
+
         for run in clones:
             assert run.parent_id is not None, "a clone has a parent"
             parent = self._specs.get(run.parent_id)
             if parent is not None:
                 knobs = {full: new for full, (_, new) in run.modified.items()}
-                self.derive(parent, run.id, knobs, run.fork)
+                fork = None if run.fork is None else Fork.from_json(run.fork)
+                self.derive(parent, run.id, knobs, fork)
         return [self._specs.get(run.id) for run in clones]
 
     def derive(
@@ -62,7 +68,7 @@ class SpecBook:
         parent: "RunSpec",
         run_id: RunId,
         knobs: Mapping[str, Json],
-        fork: Mapping[str, Json] | None,
+        fork: "Fork | None",
     ) -> "RunSpec":
         """A clone of what a run is made of."""
         spec = replace(
@@ -72,9 +78,14 @@ class SpecBook:
             identity="",
             folder=self._folder.run(run_id),
             final=self._folder.final(run_id),
+            fork=fork,
         )
         self._specs[run_id] = spec
         return spec
+
+    def folder(self, run_id: RunId) -> Path:
+        """All that a run's trainer writes."""
+        return self._folder.run(run_id)
 
     def discard(self, run_id: RunId) -> None:
         """Forget a run that came to nothing."""
@@ -108,11 +119,15 @@ class ScriptPreparer:
         diff = {
             full: [value_of(parent.config, full, self._schemas), new] for full, new in knobs.items()
         }
-        clone = self._book.derive(spec, run_id, knobs, None)
+        # An attempt that was cut short may have left something there.
+        shutil.rmtree(self._book.folder(run_id), ignore_errors=True)
         try:
+            fork = self._fork(parent, spec, command, run_id, knobs) if command.warm_start else None
+            clone = self._book.derive(spec, run_id, knobs, fork)
             self._workload.add(clone)
         except BaseException:
             self._book.discard(run_id)
+            shutil.rmtree(self._book.folder(run_id), ignore_errors=True)
             raise
         return Run(
             id=run_id,
@@ -121,4 +136,36 @@ class ScriptPreparer:
             path=str(clone.final),
             parent_id=parent.id,
             modified=diff,
+            # It enters the round at which its parent stands.
+            chunks_done=0 if fork is None else parent.chunks_done,
+            fork=None if fork is None else {**fork.to_json(), "parent_step": parent.step},
+            notes=() if fork is None else fork.notes,
         )
+
+    def _fork(
+        self,
+        parent: Run,
+        spec: "RunSpec",
+        command: Command,
+        run_id: RunId,
+        knobs: Mapping[str, Json],
+    ) -> "Fork":
+        from rapidfireai.training.checkpoint import copy_checkpoint, latest_state
+        from rapidfireai.training.fork_check import ForkChoices, check_fork
+
+        source = latest_state(spec.folder)
+        if source is None or (source.progress.step != parent.step and not parent.ended):
+            raise ConfigError(
+                f"run {parent.id} could not be written down as it stands, so there is nothing to "
+                "start from: clone it with warm_start=False"
+            )
+        checked = check_fork(
+            spec.config,
+            source,
+            modified(spec.config, knobs),
+            ForkChoices(optimizer=command.optimizer, schedule=command.schedule),
+            device=spec.device,
+            default_seed=spec.default_seed,
+        )
+        copy = copy_checkpoint(source.folder, self._book.folder(run_id) / "fork")
+        return checked.at(copy.folder)

@@ -31,6 +31,7 @@ from rapidfireai.core.events import (
     RunStopped,
     StepFinished,
 )
+from rapidfireai.core.fork import Standing, Walk
 from rapidfireai.core.ids import RunId
 from rapidfireai.store import Room
 from rapidfireai.testing.tiny import tiny_model, tiny_tokenizer
@@ -447,6 +448,11 @@ def test_plain_trl_goes_on_from_the_folder(stopped: Path, tmp_path: Path) -> Non
     assert weights_hash(tmp_path / "plain" / "final") == weights_hash(whole / "run" / "final")
 
 
+STANDING = Standing(
+    step=1, epoch=0, num_batches=1, walk=Walk(num_rows=8, group=4, batch_size=4, accumulation=1)
+)
+
+
 class FakeRun:
     """Trains and is written down on a clock that nobody waits for."""
 
@@ -466,7 +472,7 @@ class FakeRun:
         self.written.append(state.progress.active_s)
         if self.error is not None:
             raise self.error
-        return Checkpoint(folder=folder, progress=state.progress)
+        return Checkpoint(folder=folder, progress=state.progress, standing=STANDING)
 
     @property
     def progress(self) -> Progress:
@@ -518,7 +524,7 @@ class TestPace:
     def test_time_before_the_run_was_taken_up_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         run = FakeRun(monkeypatch, every_s=60, cost_s=0.1)
         run.active_s, run.step = 500.0, 7
-        run.pace.begin(Checkpoint(folder=Path("there"), progress=run.progress))
+        run.pace.begin(Checkpoint(folder=Path("there"), progress=run.progress, standing=STANDING))
         run.pace.write(run.state)
         assert run.written == [], "it has been written at this very step"
         run.train(59)

@@ -20,6 +20,7 @@ from rapidfireai.core.events import (
     RunResumed,
     RunStopped,
 )
+from rapidfireai.core.fork import OptimizerState, Schedule
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run, RunStatus
 
@@ -75,10 +76,10 @@ class Command:
     """For a clone: knobs of the parent's configuration and their new values."""
     warm_start: bool = False
     """For a clone: begin with the parent's weights and progress instead of anew."""
-    optimizer: str = "keep"
-    """For a warm start: "keep" the optimizer's state, or "reset" it."""
-    schedule: str = "continue"
-    """For a warm start: "continue" the learning rate's schedule, or "restart" it."""
+    optimizer: OptimizerState = OptimizerState.KEEP
+    """For a warm start: what becomes of the optimizer's state."""
+    schedule: Schedule = Schedule.CONTINUE
+    """For a warm start: where the learning rate's schedule begins."""
 
     def __str__(self) -> str:
         return f"{self.verb} run {self.run_id}"

@@ -162,7 +162,7 @@ class Run:
     parent_id: RunId | None = None
     """The run that it was cloned from."""
     modified: Mapping[str, Json] = field(default_factory=dict)
-    """Of a clone: the knobs that differ from its parent's, by name."""
+    """Of a clone: the knobs that were modified, by full name, each as [the parent's, its own]."""
     fork: Mapping[str, Json] | None = None
     """Of a warm-started clone: from where it began, and how; see `core.fork`."""
     deleted_from: RunStatus | None = None

@@ -238,7 +238,9 @@ def told(event: Event, run: Run) -> Iterator[tuple[str, int]]:  # noqa: C901 - a
 
 
 def _lineage(run: Run) -> str:
-    changes = ", ".join(f"{name}={value!r}" for name, value in run.modified.items())
+    changes = ", ".join(
+        f"{full.rpartition('.')[2]} {old!r} -> {new!r}" for full, (old, new) in run.modified.items()
+    )
     start = "" if run.fork is None else f", from its step {run.fork['parent_step']}"
     return f"a clone of run {run.parent_id}{start}: {changes or 'nothing modified'}"
 

@@ -43,6 +43,7 @@ from rapidfireai.core.events import (
     RunStopped,
     StepFinished,
 )
+from rapidfireai.core.fork import OptimizerState, Schedule
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.errors import StaleRunError, StoreError
@@ -144,8 +145,8 @@ def example_command(verb: Verb = Verb.CLONE) -> Command:
         reason='"why" not?\n',
         modify={name: value for name, value in AWKWARD_JSON.items() if name != "nan"},
         warm_start=True,
-        optimizer="reset",
-        schedule="restart",
+        optimizer=OptimizerState.RESET,
+        schedule=Schedule.RESTART,
     )
 
 

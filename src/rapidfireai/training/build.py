@@ -16,8 +16,10 @@ from transformers import set_seed
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import ConfigError
 from rapidfireai.training.arguments import Resolved, make_peft_config, resolve, use_one_gpu
+from rapidfireai.training.checkpoint import checkpoints_folder
 from rapidfireai.training.config import PeftSpec, RunConfig, as_json
 from rapidfireai.training.context import TrainerContext, config_mapping
+from rapidfireai.training.fork import Fork
 from rapidfireai.training.formatting import AnyDataset
 from rapidfireai.training.registry import trainer_spec
 from rapidfireai.workers.shared_weights import Base
@@ -51,11 +53,13 @@ class RunSpec:
     device: torch.device
     checkpoint_every_s: float = 60.0
     """Seconds of the run's own training between two checkpoints, at least."""
+    fork: Fork | None = None
+    """Where a warm clone begins; None begins at step 0."""
 
     @property
     def checkpoints(self) -> Path:
         """Folder of the run's checkpoints; apart from those that its trainer saves by itself."""
-        return self.folder / "checkpoints"
+        return checkpoints_folder(self.folder)
 
     def resolve(self) -> Resolved:
         """The run's arguments in force, as new objects.

@@ -23,9 +23,10 @@ import torch
 from peft import PeftModel
 
 from rapidfireai.core.events import MetricsLogged, MetricSource, StepFinished
+from rapidfireai.core.fork import Standing, Walk
 from rapidfireai.faults import reach
 from rapidfireai.training.forgotten import Forgotten
-from rapidfireai.training.position import DataPosition
+from rapidfireai.training.position import DataPosition, Place
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,10 @@ class CannotResumeError(Exception):
     """The trainer's `train` does not go on from a checkpoint."""
 
 
+class DamagedCheckpointError(ValueError):
+    """A folder that is no complete checkpoint."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
     """How far a run was when it was written down."""
@@ -62,11 +67,13 @@ class Checkpoint:
 
     folder: Path
     progress: Progress
+    standing: Standing
+    """Where the run stood in its data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
-    """All of a run that is written down, as it stands at a step boundary."""
+    """All of a run that is written down, as it stands at a step boundary or at its end."""
 
     trainer: Any
     """Paused in front of `get_batch_samples`, with its process state in place."""
@@ -75,6 +82,8 @@ class RunState:
     told: Sequence[Told]
     """What the run has reported in its present chunk: the store may not have it all yet."""
     progress: Progress
+    completed: bool = False
+    """Whether the trainer's `train` has returned."""
 
 
 def save_checkpoint(state: RunState, folder: Path) -> Checkpoint:
@@ -87,7 +96,7 @@ def save_checkpoint(state: RunState, folder: Path) -> Checkpoint:
         OSError: It cannot be written. The checkpoints before it are as they were.
         NotPlainError: The trainer keeps something that cannot be written down.
     """
-    progress = state.progress
+    progress, standing = state.progress, state.position.standing(completed=state.completed)
     target = folder / f"checkpoint-{progress.step}"
     unfinished = folder / f"{target.name}{_UNFINISHED}"
     for left_over in folder.glob(f"*{_UNFINISHED}"):
@@ -104,7 +113,7 @@ def save_checkpoint(state: RunState, folder: Path) -> Checkpoint:
         }
         torch.save(engine_state, unfinished / _ENGINE_STATE)
         reach("checkpoint.before_manifest")
-        _write_manifest(unfinished, progress)
+        _write_manifest(unfinished, progress, standing)
     except BaseException:
         # On a full disk its own beginning may be what takes the room.
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -116,32 +125,109 @@ def save_checkpoint(state: RunState, folder: Path) -> Checkpoint:
     for old in _folders(folder)[_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     reach("checkpoint.older_removed")
-    return Checkpoint(folder=target, progress=progress)
+    return Checkpoint(folder=target, progress=progress, standing=standing)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in the folder, every file of it checked.
+
+    Raises:
+        DamagedCheckpointError: There is none, or it is not what was written.
+    """
+    try:
+        progress, standing = _read_manifest(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {error}") from error
+    return Checkpoint(folder=folder, progress=progress, standing=standing)
+
+
+def copy_checkpoint(source: Path, target: Path) -> Checkpoint:
+    """Copy a complete checkpoint, such that the copy stays when the original is removed.
+
+    The copy appears as a whole or not at all. It shares its files with the original where the file
+    system can do that: no checkpoint is ever written to.
+
+    Args:
+        source: Folder of the checkpoint.
+        target: Folder of the copy. One that is there already is replaced.
+
+    Raises:
+        DamagedCheckpointError: The source is no complete checkpoint, or was removed meanwhile.
+        OSError: The copy cannot be written.
+    """
+    read_checkpoint(source)
+    unfinished = target.with_name(target.name + _UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, unfinished, copy_function=_link_or_copy)
+        read_checkpoint(unfinished)
+    except shutil.Error as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise DamagedCheckpointError(
+            f"checkpoint {source} was removed while it was copied"
+        ) from error
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(unfinished, target)
+    return read_checkpoint(target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The latest that is whole; None if there is none."""
     for candidate in _folders(folder):
         try:
-            return Checkpoint(folder=candidate, progress=_read_manifest(candidate))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return read_checkpoint(candidate)
+        except DamagedCheckpointError as error:
             logger.warning(
-                "checkpoint %s is damaged, the one before it is used: %s", candidate, error
+                "checkpoint %s is damaged, the one before it is used: %s",
+                candidate,
+                error.__cause__,
             )
     return None
 
 
-def clear_left_overs(run_folder: Path, folder: Path, step: int) -> None:
+def latest_state(run_folder: Path) -> Checkpoint | None:
+    """What a clone of the run can go on from: the run's end if it has completed, else its latest
+    checkpoint; None if there is none."""
+    return latest_checkpoint(completed_folder(run_folder)) or latest_checkpoint(
+        checkpoints_folder(run_folder)
+    )
+
+
+def checkpoints_folder(run_folder: Path) -> Path:
+    """Of the checkpoints that the run itself is taken up from."""
+    return run_folder / "checkpoints"
+
+
+def completed_folder(run_folder: Path) -> Path:
+    """Of the one that is written when the run has done its last step. The run itself is never taken
+    up from there: there is nothing left for its trainer to do."""
+    return run_folder / "completed"
+
+
+def clear_left_overs(run_folder: Path, step: int) -> None:
     """Remove what a process that was killed left behind and nobody needs.
 
     Args:
         run_folder: Where the run's trainer saves by itself. What it saved after `step` would take
             part in the choice of which ones are kept.
-        folder: Of the run's checkpoints.
         step: At which the run is taken up.
     """
     later = [path for path in _folders(run_folder) if _step(path) > step]
-    for path in (*later, *folder.glob(f"*{_UNFINISHED}")):
+    unfinished = checkpoints_folder(run_folder).glob(f"*{_UNFINISHED}")
+    for path in (*later, *unfinished, completed_folder(run_folder)):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -163,50 +249,53 @@ class CheckpointPace:
         self._cost_s = 0.0
         self._since_s: float | None = None
         """Active seconds of the run when it was last written down, or taken up."""
-        self._written_step: int | None = None
+        self._written: Checkpoint | None = None
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """The run begins, or goes on from the checkpoint."""
-        if checkpoint is None:
-            self._since_s, self._written_step = 0.0, None
-        else:
-            self._since_s = checkpoint.progress.active_s
-            self._written_step = checkpoint.progress.step
+        self._written = checkpoint
+        self._since_s = 0.0 if checkpoint is None else checkpoint.progress.active_s
 
     def is_due(self, progress: Progress) -> bool:
         """Whether the run has trained 50 times as long as writing it down took."""
         assert self._since_s is not None, "the run has begun"
         due_s = max(self._every_s, COST_FACTOR * self._cost_s)
-        return progress.step != self._written_step and progress.active_s - self._since_s >= due_s
+        return not self._is_written(progress) and progress.active_s - self._since_s >= due_s
 
-    def write(self, state: RunState) -> None:
+    def write(self, state: RunState) -> Checkpoint:
         """Write the run down, unless it has been at this very step; see `save_checkpoint`."""
-        if state.progress.step == self._written_step:
-            # Nor could it be done right after the run was taken up: not until it has fetched its
-            # first batch are its random generators where the checkpoint says.
-            return
+        if self._written is not None and self._is_written(state.progress):
+            return self._written
         begin_s = self._clock()
         try:
-            save_checkpoint(state, self._folder)
-            self._written_step = state.progress.step
+            self._written = save_checkpoint(state, self._folder)
         finally:
             self._cost_s = self._clock() - begin_s
             self._since_s = state.progress.active_s
+        return self._written
+
+    def _is_written(self, progress: Progress) -> bool:
+        return self._written is not None and self._written.progress.step == progress.step
 
 
 class Resumption:
     """Puts back what `Trainer.train(resume_from_checkpoint=...)` leaves out."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        self.folder = checkpoint.folder
+        """For `Trainer.train(resume_from_checkpoint=...)`."""
         self.progress = checkpoint.progress
         saved = torch.load(checkpoint.folder / _ENGINE_STATE, weights_only=True)
-        self.position: Mapping[str, Any] = saved["position"]
-        """For `DataPosition`."""
+        self._position: Mapping[str, Any] = saved["position"]
         self.told = [_event(plain) for plain in saved["told"]]
         """What the run had reported in its chunk; to be reported again."""
         self._forgotten: Mapping[str, Any] = saved["forgotten"]
         self._forgets: Forgotten | None = None
         self._args: dict[str, Any] = {}
+
+    def locate(self, walk: Walk) -> Place:
+        """Where the trainer goes on; for `DataPosition`."""
+        return Place.from_plain(self._position, self.progress.step)
 
     def prepare(self, trainer: Any, forgotten: Forgotten) -> None:
         """Before the trainer's `train` is called."""
@@ -265,9 +354,10 @@ def _without_model_card(model: Any) -> Iterator[None]:
         del model.create_or_update_model_card
 
 
-def _write_manifest(folder: Path, progress: Progress) -> None:
+def _write_manifest(folder: Path, progress: Progress, standing: Standing) -> None:
     content = {
         "progress": asdict(progress),
+        "standing": standing.to_json(),
         "files": {path.name: _file_digest(path) for path in sorted(folder.iterdir())},
     }
     with (folder / _MANIFEST).open("w") as file:
@@ -276,7 +366,7 @@ def _write_manifest(folder: Path, progress: Progress) -> None:
         os.fsync(file.fileno())
 
 
-def _read_manifest(folder: Path) -> Progress:
+def _read_manifest(folder: Path) -> tuple[Progress, Standing]:
     """Check the checkpoint.
 
     Raises:
@@ -289,7 +379,7 @@ def _read_manifest(folder: Path) -> Progress:
     for name, digest in content["files"].items():
         if _file_digest(folder / name) != digest:
             raise ValueError(f"{name} has been changed")
-    return Progress(**content["progress"])
+    return Progress(**content["progress"]), Standing.from_json(content["standing"])
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -85,7 +85,7 @@ class Forgotten:
         for name, value in saved["attributes"].items():
             _restore(vars(self._trainer), name, value)
         reference = self._own_reference()
-        if reference is not None:
+        if reference is not None and saved["reference"] is not None:
             reference.load_state_dict(saved["reference"])
         companions = list(_companions(self._trainer))
         for companion, state in zip(companions, saved["companions"], strict=False):

@@ -5,7 +5,8 @@ import gc
 import logging
 import math
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,9 +35,12 @@ from rapidfireai.training.checkpoint import (
     RunState,
     Told,
     clear_left_overs,
+    completed_folder,
     latest_checkpoint,
+    save_checkpoint,
 )
 from rapidfireai.training.forgotten import Forgotten
+from rapidfireai.training.fork import ForkedStart
 from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.training.instrument import Instrument
 from rapidfireai.training.output import save_run
@@ -59,7 +63,8 @@ class TrainingTask:
         self._parts = parts
         self._room = room or Room()
         self._state = ProcessState()
-        self._fiber: Fiber[str, list[Event]] = Fiber(self._train, f"run-{self._run_id}")
+        self._fiber: Fiber[_Request, list[Event]] = Fiber(self._train, f"run-{self._run_id}")
+        self._resolved: Resolved | None = None
         self._trainer: Any = None
         self._instrument: Instrument | None = None
         self._checkpoints = CheckpointPace(parts.spec.checkpoints, parts.spec.checkpoint_every_s)
@@ -73,6 +78,8 @@ class TrainingTask:
         """To be handed out with the next events."""
         self._own: list[torch.Tensor] | None = None
         """The models' own parameters and buffers, once they have been looked for."""
+        self._saved: Path | None = None
+        """What `save` last asked for has been written to."""
         self._unsent: list[Event] = []
         """Events on their way out; a failure right there must not lose them."""
 
@@ -95,7 +102,20 @@ class TrainingTask:
             # There is nothing to save, and resuming the fiber would begin the run.
             self._fiber.close()
             return [RunStopped(run_id=self._run_id, reason=reason, active_s=0.0)]
-        return self._work(reason)
+        return self._work(_Stop(reason))
+
+    def save(self) -> Path | None:
+        """Write the paused run down as it stands, and leave it as it is."""
+        if not self._begun or self._fiber.done:
+            return None
+        was_entered = self._state.entered
+        self._state.enter()
+        try:
+            self._fiber.resume(_Save())
+        finally:
+            if not was_entered:
+                self._state.leave()
+        return self._saved
 
     def close(self) -> None:
         """Unwind the fiber."""
@@ -124,7 +144,7 @@ class TrainingTask:
                 yield tensor.grad
         yield from _state_tensors(self._trainer)
 
-    def _work(self, stop: str | None) -> list[Event]:
+    def _work(self, stop: "_Stop | None") -> list[Event]:
         self._fiber.interrupted = False
         self._begun = True
         self._state.enter()
@@ -158,12 +178,15 @@ class TrainingTask:
         self._unsent = []
         notes, self._notes = self._notes, []
         instrument.stopwatch.stop()
-        reason = self._fiber.pause([*notes, *events])
+        request = self._fiber.pause([*notes, *events])
         # Not before: what a checkpoint holds must have been handed out.
         self._keep_told(events)
-        if reason is not None:
+        while isinstance(request, _Save):
+            self._saved = self._write_checkpoint(instrument)
+            request = self._fiber.pause([])
+        if request is not None:
             self._write_checkpoint(instrument)
-            raise _Stop(reason)
+            raise request
         if self._checkpoints.is_due(instrument.progress) and _is_sound(events):
             self._write_checkpoint(instrument)
         instrument.stopwatch.start()
@@ -175,49 +198,61 @@ class TrainingTask:
         else:
             self._told += (e for e in events if isinstance(e, StepFinished | MetricsLogged))
 
-    def _write_checkpoint(self, instrument: Instrument) -> None:
-        """Write the run down. If that cannot be done, it trains on: it has lost nothing yet."""
+    def _write_checkpoint(self, instrument: Instrument) -> Path | None:
+        """Write the run down, and return where. If that cannot be done, it trains on: it has lost
+        nothing yet."""
+        assert self._position is not None, "it comes with the instrument"
+        if not self._position.is_known:
+            return None  # a loop of the trainer's own, which nobody can enter in the middle
+        if not self._position.is_settled:
+            # It has just been taken up, and is what it was taken up from.
+            latest = latest_checkpoint(self._parts.spec.checkpoints)
+            return None if latest is None else latest.folder
+        return self._write(instrument, self._checkpoints.write, completed=False)
+
+    def _write_completed(self, instrument: Instrument) -> None:
+        """Write down what clones with more steps go on from."""
+        assert self._position is not None, "it comes with the instrument"
+        folder = completed_folder(self._parts.spec.folder)
+        if self._position.is_known:
+            self._write(instrument, lambda state: save_checkpoint(state, folder), completed=True)
+
+    def _write(
+        self, instrument: Instrument, write: Callable[[RunState], Checkpoint], *, completed: bool
+    ) -> Path | None:
         assert self._forgotten is not None, "it comes with the instrument"
         assert self._position is not None, "likewise"
-        if not self._position.is_known:
-            return  # a loop of the trainer's own, which nobody can enter in the middle
-        progress = instrument.progress
         state = RunState(
             trainer=self._trainer,
             forgotten=self._forgotten,
             position=self._position,
             told=self._told,
-            progress=progress,
+            progress=instrument.progress,
+            completed=completed,
         )
-        what = f"the checkpoint of run {self._run_id}"
+        what, written = f"the checkpoint of run {self._run_id}", []
         try:
             note = self._room.write(
-                lambda: self._checkpoints.write(state), self._parts.spec.folder, what
+                lambda: written.append(write(state)), self._parts.spec.folder, what
             )
         except Exception as error:
-            logger.warning("%s at step %d failed", what, progress.step, exc_info=True)
-            note = f"at step {progress.step} no checkpoint could be written: {error}"
+            logger.warning("%s at step %d failed", what, state.progress.step, exc_info=True)
+            note = f"at step {state.progress.step} no checkpoint could be written: {error}"
         self._note(note)
+        return written[0].folder if written else None
 
     def _note(self, note: str | None) -> None:
         if note is not None:
             self._notes.append(RunNoted(run_id=self._run_id, note=note))
 
-    def _train(self, fiber: Fiber[str, list[Event]]) -> list[Event]:
+    def _train(self, fiber: "Fiber[_Request, list[Event]]") -> list[Event]:
         """The fiber's body: the run from its first line to its last event."""
-        resolved = None
         try:
-            resolved = self._parts.spec.resolve()
-            checkpoint = latest_checkpoint(self._parts.spec.checkpoints)
-            try:
-                instrument = self._run(resolved, checkpoint)
-            except CannotResumeError as error:
-                logger.warning("run %d starts over: %s", self._run_id, error)
-                resolved = self._parts.spec.resolve()
-                instrument = self._run(resolved, None)
+            instrument = self._run_from_latest()
             events = instrument.finish()
             self._parts.base.verify()
-            self._save(resolved)
+            self._write_completed(instrument)
+            self._save()
             return [
                 *self._notes,
                 *events,
@@ -226,24 +261,49 @@ class TrainingTask:
                 ),
             ]
         except _Stop as stop:
-            return self._stopped(stop.reason, resolved)
+            return self._stopped(stop.reason)
         except FiberClosed:
             raise
         except BaseException as error:  # noqa: BLE001 - a failing run must not end the others
-            return self._failed(error, resolved)
+            return self._failed(error)
 
-    def _run(self, resolved: Resolved, checkpoint: Checkpoint | None) -> Instrument:
-        """Build the trainer and let it train to its end."""
-        spec, step = self._parts.spec, 0 if checkpoint is None else checkpoint.progress.step
-        clear_left_overs(spec.folder, spec.checkpoints, step)
-        instrument = self._start(resolved, checkpoint)
+    def _run_from_latest(self) -> Instrument:
+        """Let the run train to its end: from its latest checkpoint, or from its parent's if it is a
+        clone without any, or from the start."""
+        spec = self._parts.spec
+        self._resolved = spec.resolve()
+        checkpoint = latest_checkpoint(spec.checkpoints)
+        if checkpoint is not None:
+            try:
+                return self._run(self._resolved, Resumption(checkpoint), checkpoint)
+            except CannotResumeError as error:
+                logger.warning("run %d starts over: %s", self._run_id, error)
+                self._resolved = spec.resolve()
+        forked = None if spec.fork is None else ForkedStart(spec.fork)
+        return self._run(self._resolved, forked, None)
+
+    def _run(
+        self, resolved: Resolved, resumption: Resumption | None, checkpoint: Checkpoint | None
+    ) -> Instrument:
+        """Build the trainer and let it train to its end.
+
+        Args:
+            resolved: The arguments in force.
+            resumption: Of what the trainer goes on from; None begins at step 0.
+            checkpoint: The run's own that it is taken up from.
+        """
+        step = 0 if checkpoint is None else checkpoint.progress.step
+        clear_left_overs(self._parts.spec.folder, step)
+        self._resumption = resumption
+        self._checkpoints.begin(checkpoint)
+        instrument = self._start(resolved)
         self._trainer.train(
-            resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder)
+            resume_from_checkpoint=None if resumption is None else str(resumption.folder)
         )
         return instrument
 
-    def _start(self, resolved: Resolved, checkpoint: Checkpoint | None) -> Instrument:
-        parts = self._parts
+    def _start(self, resolved: Resolved) -> Instrument:
+        parts, resumption = self._parts, self._resumption
         self._trainer = parts.build_trainer(resolved)
         config = parts.spec.config
         scoring = None
@@ -255,24 +315,23 @@ class TrainingTask:
                 parts.eval_dataset,
                 resolved.seed,
             )
-        self._resumption = None if checkpoint is None else Resumption(checkpoint)
         self._forgotten = Forgotten(self._trainer, parts.base.storages())
-        self._checkpoints.begin(checkpoint)
+        notes = () if parts.spec.fork is None else parts.spec.fork.notes
         self._instrument = Instrument(
             self._run_id,
             self._trainer,
             num_chunks=parts.spec.num_chunks,
             pause=self._pause,
             resolved=resolved.to_json(),
-            notes=(*resolved.notes, *parts.notes),
+            notes=(*resolved.notes, *parts.notes, *notes),
             scoring=scoring,
-            resumption=self._resumption,
+            resumption=resumption,
         )
         self._position = DataPosition(
-            self._trainer, None if self._resumption is None else self._resumption.position
+            self._trainer, None if resumption is None else resumption.locate
         )
-        if self._resumption is not None:
-            self._resumption.prepare(self._trainer, self._forgotten)
+        if resumption is not None:
+            resumption.prepare(self._trainer, self._forgotten)
         self._instrument.stopwatch.start()
         return self._instrument
 
@@ -280,7 +339,8 @@ class TrainingTask:
     def _active_s(self) -> float:
         return 0.0 if self._instrument is None else self._instrument.stopwatch.read_s()
 
-    def _save(self, resolved: Resolved | None) -> None:
+    def _save(self) -> None:
+        resolved = self._resolved
         assert resolved is not None, "a trainer is built from resolved arguments"
         spec, trainer = self._parts.spec, self._trainer
         config = {"config": spec.config.to_json(), "resolved": resolved.to_json()}
@@ -289,12 +349,12 @@ class TrainingTask:
         )
         self._note(note)
 
-    def _stopped(self, reason: str, resolved: Resolved | None) -> list[Event]:
+    def _stopped(self, reason: str) -> list[Event]:
         try:
-            self._save(resolved)
+            self._save()
         except Exception as error:
             if not self._room.is_given_up():
-                return self._failed(error, resolved)
+                return self._failed(error)
             # The process has to end. The run goes on from its latest checkpoint.
             logger.warning("run %d could not be saved", self._run_id, exc_info=True)
         return [
@@ -302,7 +362,7 @@ class TrainingTask:
             RunStopped(run_id=self._run_id, reason=reason, active_s=self._active_s),
         ]
 
-    def _failed(self, error: BaseException, resolved: Resolved | None) -> list[Event]:
+    def _failed(self, error: BaseException) -> list[Event]:
         events = self._unsent
         if self._instrument is not None:
             events = [*events, *self._instrument.take_events()]
@@ -313,7 +373,7 @@ class TrainingTask:
             notes.append(str(written))
         if self._instrument is not None and self._instrument.progress.step > 0:
             try:
-                self._save(resolved)
+                self._save()
             except Exception as unsaved:
                 notes.append(f"what it had learned could not be saved: {unsaved}")
                 logger.exception("run %d could not be saved", self._run_id)
@@ -328,12 +388,20 @@ class TrainingTask:
         return [*(event for event in events if not isinstance(event, ChunkFinished)), failed]
 
 
+class _Save:
+    """Asks a paused run to write itself down, and to stay where it is."""
+
+
 class _Stop(BaseException):
     """Unwinds a trainer that is to be stopped. Not an Exception, so that callbacks let it pass."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+_Request = _Stop | _Save
+"""What a paused run may be resumed with instead of going on."""
 
 
 def _is_sound(events: list[Event]) -> bool:

@@ -24,12 +24,21 @@ class Task(Protocol):
         """
         ...
 
-    def stop(self, reason: str) -> Sequence[Event]:
-        """End a paused run, keeping what it learned; the last event is its end."""
+    def save(self) -> Path | None:
+        """Write a paused run down as it stands, so that others can begin from there; the run goes
+        on as if it had not been asked.
+
+        Its tensors have to be on the device, as for `resume`.
+
+        Returns:
+            The folder of what was written; None where there is nothing that could be, as of a run
+            that has not begun, or writing failed. The reason then comes as a note with the events
+            that follow.
+        """
         ...
 
-    def save(self) -> Path | None:
-        """Write the paused run down as it stands, and leave it as it is."""
+    def stop(self, reason: str) -> Sequence[Event]:
+        """End a paused run, keeping what it learned; the last event is its end."""
         ...
 
     def close(self) -> None:
