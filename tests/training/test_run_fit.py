@@ -1,5 +1,7 @@
 """`run_fit` from end to end: its short form, trainers of one's own, metrics, memory, background."""
 
+import json
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -235,6 +237,39 @@ def test_dictionaries_of_ones_own_need_create_trainer(tmp_path: Path) -> None:
     assert [run.knobs for run in search.get_runs(0)] == [{"anything": 1}, {"anything": 2}]
     with pytest.raises(ConfigError, match="create_trainer"):
         Experiment("own", experiment_path=tmp_path).run_fit(search, create_model, text_rows())
+
+
+def test_metrics_of_several_evaluation_sets_are_told_apart(tmp_path: Path) -> None:
+    experiment = Experiment("sets", experiment_path=tmp_path)
+    experiment.run_fit(
+        [sft(seed=1), sft(seed=1, eval_strategy="steps", eval_steps=2)],
+        create_model,
+        text_rows(),
+        {"one": text_rows(6, seed=1), "two": text_rows(5, seed=2)},
+        num_chunks=2,
+    )
+    info = experiment.get_runs_info()
+    assert list(info["status"]) == ["completed"] * 2, list(info["traceback"])
+    table = experiment.get_results().to_dict("records")
+    results = {(row["run_id"], row["step"]): row for row in table}
+    # TRL logs a row for each set, here at the steps at which chunks end as well.
+    state = json.loads((Path(cell(info, 1, "path")) / "trainer_state.json").read_text())
+    rows = [row for row in state["log_history"] if "eval_entropy" in row]
+    assert [row["step"] for row in rows] == [2, 2, 4, 4]
+    for row, name in zip(rows, ("one", "two") * 2, strict=True):
+        measured = results[2, row["step"]]
+        assert measured[f"eval_{name}_loss"] == row[f"eval_{name}_loss"]
+        for metric in ("entropy", "mean_token_accuracy", "num_tokens"):
+            assert measured[f"eval_{name}_{metric}"] == row[f"eval_{metric}"]
+    assert rows[0]["eval_entropy"] != rows[1]["eval_entropy"]
+    # The first run has not evaluated by itself, and is the same up to the first evaluation.
+    by_set = [name for name in map(str, table[0]) if name.startswith(("eval_one_", "eval_two_"))]
+    timings = {"runtime", "samples_per_second", "steps_per_second"}
+    by_set = [name for name in by_set if name.split("_", 2)[2] not in timings]
+    assert len(by_set) == 2 * 4
+    assert all(results[1, 2][name] == results[2, 2][name] for name in by_set)
+    assert math.isnan(results[1, 4]["eval_entropy"])
+    assert not math.isnan(results[1, 4]["eval_two_entropy"])
 
 
 class TestGenerationMetrics:

@@ -22,14 +22,13 @@ _COLLECTED = ("_metrics", "_logs", "_total_train_tokens")
 def evaluate_quietly(trainer: Any) -> dict[str, float]:
     """`trainer.evaluate()` with everything put back as it was; its metrics as numbers.
 
-    Metrics of speed are left out: they say more about the machine than about the run. With several
-    evaluation sets each metric bears the name of its set.
+    Metrics of speed are left out: they say more about the machine than about the run.
     """
-    with _undisturbed(trainer), _weights_kept(trainer), _named_by_set(trainer):
+    with _undisturbed(trainer), _weights_kept(trainer):
         reach("evaluation.begun")
         metrics = trainer.evaluate()
         reach("evaluation.measured")
-    return {name: value for name, value in numbers(metrics).items() if not _is_timing(name)}
+    return _untimed(metrics)
 
 
 def scored(trainer: Any, scoring: GenerationMetrics) -> Callable[..., dict[str, float]]:
@@ -56,6 +55,31 @@ def scored(trainer: Any, scoring: GenerationMetrics) -> Callable[..., dict[str, 
     return evaluate_and_score
 
 
+def told_by_set(trainer: Any, measured: dict[str, float]) -> Callable[..., dict[str, float]]:
+    """The trainer's `evaluate`, which also writes down what it measures on each of several sets.
+
+    What TRL adds to a set's metrics bears the same name for all of them, as in
+    `eval_mean_token_accuracy`: of several values the trainer returns, and stores, the last.
+
+    Args:
+        measured: Is given the metrics, each named after its set as in `eval_one_loss`.
+    """
+    evaluate = trainer.evaluate
+
+    def evaluate_and_tell(*args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics: dict[str, float] = evaluate(*args, **kwargs)
+        # As the trainer calls itself for each of them.
+        name, prefix = kwargs.get("eval_dataset"), kwargs.get("metric_key_prefix", "")
+        if isinstance(name, str):
+            shared = prefix.removesuffix(name)
+            for metric, value in _untimed(metrics).items():
+                known = metric.startswith(f"{prefix}_")
+                measured[metric if known else f"{prefix}_{metric.removeprefix(shared)}"] = value
+        return metrics
+
+    return evaluate_and_tell
+
+
 def numbers(values: Any) -> dict[str, float]:
     """The entries that are numbers."""
     return {
@@ -63,6 +87,10 @@ def numbers(values: Any) -> dict[str, float]:
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+
+
+def _untimed(metrics: Any) -> dict[str, float]:
+    return {name: value for name, value in numbers(metrics).items() if not _is_timing(name)}
 
 
 def _is_timing(name: str) -> bool:
@@ -88,40 +116,6 @@ def _weights_kept(trainer: Any) -> Iterator[None]:
                 weight.copy_(value)
         for group, setting in zip(groups, settings, strict=True):
             group.update(setting)
-
-
-@contextlib.contextmanager
-def _named_by_set(trainer: Any) -> Iterator[None]:
-    """Have each metric of one of several sets named after it, as in `eval_one_loss`.
-
-    What TRL adds bears the same name for all sets, as in `eval_mean_token_accuracy`: of several
-    values the trainer would return the last.
-    """
-    evaluate, wrapped = trainer.evaluate, "evaluate" in vars(trainer)
-
-    def evaluate_one(*args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics: dict[str, float] = evaluate(*args, **kwargs)
-        # As the trainer calls itself for each of them.
-        name, prefix = kwargs.get("eval_dataset"), kwargs.get("metric_key_prefix", "")
-        if not isinstance(name, str):
-            return metrics
-        return {_named(metric, prefix, name): value for metric, value in metrics.items()}
-
-    trainer.evaluate = evaluate_one
-    try:
-        yield
-    finally:
-        if wrapped:
-            trainer.evaluate = evaluate
-        else:
-            del trainer.evaluate
-
-
-def _named(metric: str, prefix: str, name: str) -> str:
-    shared = prefix.removesuffix(name)
-    if metric.startswith(f"{prefix}_") or not metric.startswith(shared):
-        return metric
-    return f"{prefix}_{metric.removeprefix(shared)}"
 
 
 @contextlib.contextmanager

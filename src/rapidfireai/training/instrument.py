@@ -27,7 +27,7 @@ from rapidfireai.core.events import (
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import DivergedError, NeverYieldedError
 from rapidfireai.training.checkpoint import Progress, Resumption
-from rapidfireai.training.evaluation import evaluate_quietly, numbers, scored
+from rapidfireai.training.evaluation import evaluate_quietly, numbers, scored, told_by_set
 from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.training.stopwatch import Stopwatch
 
@@ -85,6 +85,8 @@ class Instrument:
         self._chunk = 0
         self._step = 0
         self._evaluated_at = -1
+        self._by_set: dict[str, float] = {}
+        """What was last measured on each of several evaluation sets."""
         self._fetches_batches = False
         self._attach()
 
@@ -106,6 +108,8 @@ class Instrument:
         trainer.training_step = training_step
         if self._scoring is not None:
             trainer.evaluate = scored(trainer, self._scoring)
+        if isinstance(trainer.eval_dataset, dict):
+            trainer.evaluate = told_by_set(trainer, self._by_set)
         # Rows and progress of all runs are shown together; bars of each would tear that.
         for callback in list(trainer.callback_handler.callbacks):
             if type(callback).__name__ in _SHOWING:
@@ -242,10 +246,17 @@ class Instrument:
             )
 
     def _evaluate(self) -> None:
-        """Evaluate at a chunk's end, unless the trainer just did or there is no dataset for it."""
-        if self._trainer.eval_dataset is None or self._evaluated_at == self._step:
+        """Evaluate at a chunk's end, unless the trainer just did or there is no dataset for it.
+
+        With several datasets it is told by dataset also what the trainer measured.
+        """
+        if self._trainer.eval_dataset is None:
             return
-        self._report(MetricSource.CHUNK, self._step, evaluate_quietly(self._trainer))
+        metrics: dict[str, float] = {}
+        if self._evaluated_at != self._step:
+            metrics = evaluate_quietly(self._trainer)
+        if metrics or self._by_set:
+            self._report(MetricSource.CHUNK, self._step, dict(self._by_set) or metrics)
 
     def _correct_times(self, logs: dict[str, Any]) -> None:
         """Take the pauses out of the totals that a trainer logs at its end."""
