@@ -213,14 +213,11 @@ class Fit:
         try:
             with ending.heeding_signals():
                 try:
-                    engine.heed_commands()
-                    while not (engine.ended or ending.is_asked_for):
+                    while not (self._is_done(engine) or ending.is_asked_for):
                         if cancelled.is_set():
                             engine.stop([run.id for run in engine.runs], "cancelled by the user")
                         else:
                             engine.step()
-                            # Also what was asked for during the last step of all.
-                            engine.heed_commands()
                         self._sweep(engine)
                 except KeyboardInterrupt:  # not from a signal of ours
                     ending.ask()
@@ -232,6 +229,12 @@ class Fit:
             logger.warning("left at once; the same script again goes on from the last checkpoints")
         if ending.is_asked_for:
             raise ending.error()
+
+    def _is_done(self, engine: Engine) -> bool:
+        """Whether nothing is left to train, also after what was asked for in the last step."""
+        if engine.ended:
+            engine.heed_commands()
+        return engine.ended
 
     def _sweep(self, engine: Engine) -> None:
         """Now and then remove what deleted runs have left behind."""
