@@ -10,11 +10,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from rapidfireai import Experiment
-from rapidfireai.automl import List, RFDPOConfig, RFLoraConfig, RFModelConfig, RFSFTConfig
+from rapidfireai.automl import (
+    List,
+    RFBEMADPOConfig,
+    RFDPOConfig,
+    RFGridSearch,
+    RFLoraConfig,
+    RFModelConfig,
+    RFSFTConfig,
+)
 from rapidfireai.core.events import ChunkFinished
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run
 from rapidfireai.testing.tiny import preference_rows, text_rows, tiny_model, tiny_tokenizer
+from rapidfireai.training.registry import trainer_spec
 from rapidfireai.workers import memory
 
 
@@ -149,6 +158,34 @@ def test_full_finetunes_have_a_copy_each_and_share_the_reference(tmp_path: Path)
     base_bytes = sum(storages(model().parameters()).values())
     references = sum(census.of("reference").values())
     assert 2 * base_bytes <= references < 2.001 * base_bytes
+
+
+def test_a_reference_that_a_callback_updates_is_the_runs_own(tmp_path: Path) -> None:
+    # TRL warns of experimental trainers at their import, which the registry keeps quiet.
+    trainer_spec("BEMADPO").load_trainer()
+    from trl.experimental.bema_for_ref_model import BEMACallback
+
+    follows = BEMACallback(update_freq=1, update_ref_model=True, ref_model_update_freq=1)
+    size = {"max_steps": 3, "per_device_train_batch_size": 2, "max_length": 32}
+    configs = [
+        RFModelConfig(
+            training_args=RFBEMADPOConfig(**size, learning_rate=1e-2), callbacks=[follows]
+        ),
+        RFModelConfig(training_args=RFDPOConfig(**size, learning_rate=1e-2)),
+    ]
+    experiment = Experiment("bema", experiment_path=tmp_path)
+    experiment.run_fit(
+        RFGridSearch(configs),
+        lambda config: (tiny_model(), tiny_tokenizer()),
+        preference_rows(),
+        num_chunks=3,
+    )
+    # The guard would have failed a run that writes to weights which others look at.
+    info = experiment.get_runs_info()
+    assert list(info["status"]) == ["completed"] * 2, list(info["error"])
+    results = experiment.get_results()
+    followed, fixed = (results[results["run_id"] == run_id]["loss"].to_list() for run_id in (1, 2))
+    assert followed != fixed
 
 
 def test_a_reference_of_the_users_that_is_synced_is_copied_for_each_run(tmp_path: Path) -> None:

@@ -128,9 +128,9 @@ class RunParts:
         tunes_all = resolved.peft_config is None and not isinstance(self.base.model, PeftModel)
         model = self.base.clone(private=tunes_all or resolved.private_base is not None)
         given = {name: own_copy(value) for name, value in config.trainer_kwargs.items()}
-        if getattr(resolved.args, "sync_ref_model", False) and "ref_model" in given:
+        if "ref_model" in given and self._changes_reference(resolved):
             given["ref_model"] = copy.deepcopy(config.trainer_kwargs["ref_model"])
-        if "ref_model" in inspect.signature(trainer_class).parameters and "ref_model" not in given:
+        if "ref_model" not in given and _takes_reference(trainer_class):
             given["ref_model"] = self._reference(model, resolved)
         if resolved.peft_config is not None:
             given["peft_config"] = resolved.peft_config
@@ -157,10 +157,15 @@ class RunParts:
         if resolved.peft_config is not None:
             return None  # the model without the adapter
         # TRL would load it a second time, by name.
-        writes = resolved.private_base is not None or getattr(
-            resolved.args, "sync_ref_model", False
-        )
+        writes = resolved.private_base is not None or self._changes_reference(resolved)
         return self.base.clone(private=writes).requires_grad_(False)
+
+    def _changes_reference(self, resolved: Resolved) -> bool:
+        """Whether the reference model follows the trained one."""
+        callbacks = self.spec.config.trainer_kwargs.get("callbacks") or ()
+        return getattr(resolved.args, "sync_ref_model", False) or any(
+            getattr(callback, "update_ref_model", False) for callback in callbacks
+        )
 
     def _call_create_trainer(self, create: CreateTrainer, resolved: Resolved) -> Any:
         set_seed(resolved.seed)
@@ -194,6 +199,15 @@ class RunParts:
             # Read from the arguments when the trainer was built.
             trainer._train_batch_size = trainer.args.train_batch_size  # noqa: SLF001
         return trainer
+
+
+def _takes_reference(trainer_class: type) -> bool:
+    """Whether the constructor takes a `ref_model`, or passes it on to its parent's."""
+    return any(
+        "ref_model" in inspect.signature(cls).parameters
+        for cls in trainer_class.__mro__
+        if issubclass(cls, transformers.Trainer)
+    )
 
 
 def _check_takes_two(create: CreateTrainer) -> None:
