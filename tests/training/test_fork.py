@@ -59,6 +59,7 @@ class Lab:
 
     path: Path
     num_rows: int = 24
+    num_eval_rows: int = 0
     stream: bool = False
 
     def spec(self, run_id: RunId, config: RunConfig, fork: Fork | None = None) -> RunSpec:
@@ -80,7 +81,12 @@ class Lab:
         workload = TrainingWorkload(
             [self.spec(run_id, config_of(case), fork)],
             Makers(create_model=lambda config: (create_model(""), tiny_tokenizer())),
-            TrainingData(train=train.to_iterable_dataset() if self.stream else train),
+            TrainingData(
+                train=train.to_iterable_dataset() if self.stream else train,
+                eval=Dataset.from_list(rows(self.num_eval_rows, seed=1))
+                if self.num_eval_rows
+                else None,
+            ),
             folder=self.path / "data",
             device=CPU,
         )
@@ -268,6 +274,45 @@ class TestUnmodified:
         clone = family.fork(step).train()
         assert_same_from(step, clone, family.watched)
         assert family.lab.final(CLONE) == family.lab.final(PARENT)
+
+    def test_so_it_is_with_streams_and_with_rows_grouped_by_length(self, tmp_path: Path) -> None:
+        stream = bring_up(tmp_path / "stream", case("SFT", seed=5, max_steps=4), (2,),
+                          num_rows=10, stream=True)  # fmt: skip
+        assert_same_from(2, stream.fork(2).train(), stream.watched)
+        assert stream.refuses(changed(stream.case, per_device_train_batch_size=8)).startswith(
+            "the data is a stream, in which only whole batches of the parent's size can be counted"
+        )
+        grouped = case("SFT", seed=6, max_steps=4, train_sampling_strategy="group_by_length")
+        family = bring_up(tmp_path / "grouped", grouped, (2,), num_rows=12)
+        assert_same_from(2, family.fork(2).train(), family.watched)
+        assert family.refuses(changed(grouped, gradient_accumulation_steps=2)).startswith(
+            "the order of the data (LengthGroupedSampler) depends on the batch size"
+        )
+
+    def test_the_parents_best_stays_the_clones(self, tmp_path: Path) -> None:
+        """And a schedule that follows from what was measured goes on."""
+        parent = case("SFT", seed=7, max_steps=4, eval_strategy="steps", eval_steps=1,
+                      save_strategy="steps", save_steps=1, save_total_limit=1,
+                      load_best_model_at_end=True, metric_for_best_model="eval_loss",
+                      learning_rate=1.0, lr_scheduler_type="reduce_lr_on_plateau",
+                      lr_scheduler_kwargs={"patience": 0})  # fmt: skip
+        family = bring_up(tmp_path, parent, (2,), num_rows=16, num_eval_rows=4)
+        assert len({*family.watched.rates}) > 1, "the rate was reduced"
+        final = family.lab.final(PARENT)
+        clone = family.fork(2).train(1)
+        best = Path(clone.trainer.state.best_model_checkpoint)
+        assert best.parent == tmp_path / str(CLONE)
+        shutil.rmtree(tmp_path / str(PARENT))
+        clone.train()
+        assert family.lab.final(CLONE) == final
+        assert clone.rates == family.watched.rates[2:]
+        assert clone.witness.losses == {
+            k: v for k, v in family.watched.witness.losses.items() if k > 2
+        }
+        assert "value that could be continued" in family.refuses(changed(parent, learning_rate=0.1))
+        again = family.fork(2, changed(parent, learning_rate=0.1), schedule=RESTART).train(1)
+        assert again.rates == [0.1]
+        again.task.close()
 
 
 def schedule(name: str, step: int, num_steps: int, warmup: int, rate: float) -> float:

@@ -7,6 +7,7 @@ rank, the truncated singular value decomposition of B A.
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,5 +129,8 @@ def _saved_state(folder: str | Path) -> State:
 
 
 def _own_state(model: PeftModel) -> State:
-    state = get_peft_model_state_dict(model, adapter_name=_name(model))
+    with warnings.catch_warnings():
+        # PEFT cannot look up the base's configuration on the hub when offline, and says so.
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        state = get_peft_model_state_dict(model, adapter_name=_name(model))
     return {name: tensor.detach() for name, tensor in state.items()}
