@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from rapidfireai.automl.search import as_run_configs
 from rapidfireai.core.events import RunCompleted, RunFailed
@@ -500,6 +501,39 @@ class TestRecovery:
         assert isinstance(failed, RunFailed)
         assert "optimizer.pt has been changed" in failed.error
         assert not (sft.lab.path / "4" / "final").exists()
+
+
+class TestFoundOutLater:
+    """What shows only when the clone's trainer stands: the clone fails, and says why."""
+
+    def failure(self, sft: Parent, case: Case, num_rows: int = 22) -> str:
+        place = Lab(sft.lab.path / "other", num_rows=num_rows)
+        shutil.rmtree(place.path, ignore_errors=True)
+        task = place.task(CLONE, case, Fork(folder=sft.saved[3].folder))
+        *_, failed = task.resume()
+        assert isinstance(failed, RunFailed)
+        assert not place.spec(CLONE, config_of(case)).final.exists()
+        return failed.error
+
+    def test_other_rows(self, sft: Parent) -> None:
+        assert self.failure(sft, SFT, num_rows=20) == (
+            "ConfigError: the data has 20 rows, and the parent's had 22: the parent's place in it "
+            "cannot be found; clone it without warm start"
+        )
+
+    def test_other_weights(self, sft: Parent) -> None:
+        assert "are not those of the clone's model" in self.failure(sft, replace(SFT, lora=None))
+
+    def test_a_trainer_that_does_not_go_on(
+        self, sft: Parent, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train = Trainer.train
+        monkeypatch.setattr(
+            trl.SFTTrainer, "train", lambda self, resume_from_checkpoint=None: train(self)
+        )
+        assert "SFTTrainer.train(resume_from_checkpoint=...) does not go on from a checkpoint" in (
+            self.failure(sft, SFT)
+        )
 
 
 class TestCompleted:

@@ -297,13 +297,15 @@ def _check_weights(model: Any, folder: Path) -> None:
         ConfigError: They are.
     """
     if isinstance(model, PeftModel):
-        return
-    saved: set[str] = set()
-    for file in folder.glob("model*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            saved.update(tensors.keys())
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    if not trained <= saved <= model.state_dict().keys():
+        fits = any(folder.rglob("adapter_model.*"))
+    else:
+        saved: set[str] = set()
+        for file in folder.glob("model*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                saved.update(tensors.keys())
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        fits = trained <= saved <= model.state_dict().keys()
+    if not fits:
         raise ConfigError(
             "the parent's weights are not those of the clone's model: clone it without warm start"
         )

@@ -108,7 +108,7 @@ class TrainingTask:
         """Write the paused run down as it stands, and leave it as it is."""
         if not self._begun or self._fiber.done:
             return None
-        was_entered = self._state.entered
+        self._saved, was_entered = None, self._state.entered
         self._state.enter()
         try:
             self._fiber.resume(_Save())
