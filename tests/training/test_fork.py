@@ -487,6 +487,9 @@ class TestRecovery:
         watched.train()
         fork = Fork(folder=tmp_path / "copy")
         again = Watched(sft.lab.task(RunId(3), clone, fork)).train()
+        assert again.witness.notes == [
+            "warm start: starts at step 3 of 8 with 18 samples behind it: 5 steps remain"
+        ]
         assert again.rows == watched.rows[1:]
         assert again.witness.losses == {
             k: v for k, v in watched.witness.losses.items() if k in again.witness.losses
@@ -663,6 +666,15 @@ class TestRank:
         assert torch.equal(a[4:], own["x.lora_A.weight"][4:])
         assert torch.equal(b[:, :4] / 4.0, saved["x.lora_B.weight"])
         assert not b[:, 4:].any()
+
+    def test_a_layer_may_be_smaller_than_the_rank(self) -> None:
+        torch.manual_seed(0)
+        saved = {"x.lora_A.weight": torch.randn(8, 32), "x.lora_B.weight": torch.randn(2, 8)}
+        own = {"x.lora_A.weight": torch.randn(3, 32), "x.lora_B.weight": torch.zeros(2, 3)}
+        state = refit(saved, own, 1.0)
+        expected = saved["x.lora_B.weight"] @ saved["x.lora_A.weight"]
+        got = state["x.lora_B.weight"] @ state["x.lora_A.weight"]
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
     def test_a_shrunk_adapter_is_the_truncated_decomposition(self) -> None:
         torch.manual_seed(0)

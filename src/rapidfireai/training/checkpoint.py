@@ -290,6 +290,8 @@ class Resumption:
         self._position: Mapping[str, Any] = saved["position"]
         self.told = [_event(plain) for plain in saved["told"]]
         """What the run had reported in its chunk; to be reported again."""
+        self.note: str | None = None
+        """What is to be said about where the run goes on; known when it does."""
         self._forgotten: Mapping[str, Any] = saved["forgotten"]
         self._forgets: Forgotten | None = None
         self._args: dict[str, Any] = {}

@@ -5,7 +5,6 @@ its first step: what a checkpoint would bring along of the parent's arguments is
 on it is a run like others; its own checkpoints are ordinary ones.
 """
 
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -38,8 +37,6 @@ from rapidfireai.training.checkpoint import (
 from rapidfireai.training.forgotten import Forgotten
 from rapidfireai.training.position import Place
 from rapidfireai.workers.process_state import RngState
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +152,8 @@ class ForkedStart(Resumption):
         )
         self._keeps_groups = walk == parent.walk and not realigns
         self.progress = Progress(step=plan.step, chunks_done=0, active_s=0.0)
-        logger.info("%s", plan.describe())
+        begins = f"warm start: {plan.describe()}"
+        self.note = None if begins in self._fork.notes else begins
         is_same_epoch = plan.epoch == parent.epoch
         return Place(
             written_at=parent.step,

@@ -174,6 +174,7 @@ class TrainingTask:
             self._parts.base.verify()
         if isinstance(events[-1], RunStarted) and self._resumption is not None:
             events = [*events, *self._resumption.told]
+            self._note(self._resumption.note)
         self._unsent = []
         notes, self._notes = self._notes, []
         instrument.stopwatch.stop()
