@@ -42,7 +42,7 @@ from rapidfireai.testing.tiny import (
     tiny_model,
     tiny_tokenizer,
 )
-from rapidfireai.training import arguments, registry
+from rapidfireai.training import arguments, fork_check, registry
 from rapidfireai.training.columns import FORMATS, Schema
 from rapidfireai.training.registry import TRAINERS, DataKind, TrainerSpec
 from rapidfireai.workers.memory import Tier
@@ -348,6 +348,11 @@ def refused_table() -> str:
     return rendered(("refused", "because"), *trainers, *options)
 
 
+def fixed_table() -> str:
+    rows = [(code(name), reason) for name, reason in fork_check.FIXED.items()]
+    return rendered(("cannot be changed", "because"), *rows)
+
+
 def short_form_table() -> str:
     rank_alone = RFSFTConfig(lora_rank=8).lora
     assert rank_alone is not None
@@ -368,6 +373,7 @@ TABLES: Mapping[tuple[str, str], Callable[[], str]] = {
     ("trainers", "trainers"): trainers_table,
     ("trainers", "refused"): refused_table,
     ("configurations", "short-form"): short_form_table,
+    ("warm_start", "fixed"): fixed_table,
 }
 
 

@@ -89,11 +89,12 @@ class Walk:
 
     def takes_steps_like(self, other: "Walk") -> bool:
         """Whether both count the same steps over the same rows."""
-        mine, others = (
-            w.group * w.accumulation * v.repeats for w, v in ((self, other), (other, self))
-        )
-        may_differ = not (self.drops_last or other.drops_last)
-        return mine == others and (may_differ or self.group == other.group)
+        mine = self.group * self.accumulation * other.repeats
+        if mine != other.group * other.accumulation * self.repeats:
+            return False
+        if self.drops_last or other.drops_last:
+            return (self.group, self.drops_last) == (other.group, other.drops_last)
+        return True
 
     def frame(self, offset: int) -> "Frame":
         """The epoch whose first `offset` rows are behind the run, as a whole one counts it."""

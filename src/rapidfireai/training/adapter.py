@@ -7,6 +7,7 @@ rank, the truncated singular value decomposition of B A.
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,16 +98,18 @@ def _resized(
         )
     if own_rank > rank:
         grown_b = torch.zeros_like(own_b)
-        grown_b[:, :rank] = b * ratio
+        grown_b[:, :rank] = (b * ratio).to(own_b)
         return torch.cat([a.to(own_a), own_a[rank:]]), grown_b
     # Of small matrices: B A = Q_b (R_b R_a^T) Q_a^T.
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().T)
     u, s, vh = torch.linalg.svd(r_b @ r_a.T)
     root = s[:own_rank].sqrt()
-    new_a = root[:, None] * (vh[:own_rank] @ q_a.T)
-    new_b = (q_b @ u[:, :own_rank]) * root * ratio
-    return new_a.to(own_a), new_b.to(own_b)
+    shrunk_a, shrunk_b = torch.zeros_like(own_a), torch.zeros_like(own_b)
+    # A layer may have fewer rows or columns than the adapter has directions.
+    shrunk_a[: len(root)] = (root[:, None] * (vh[:own_rank] @ q_a.T)).to(own_a)
+    shrunk_b[:, : len(root)] = ((q_b @ u[:, :own_rank]) * root * ratio).to(own_b)
+    return shrunk_a, shrunk_b
 
 
 def _scaling(config: Mapping[str, Any]) -> float:
@@ -128,5 +131,8 @@ def _saved_state(folder: str | Path) -> State:
 
 
 def _own_state(model: PeftModel) -> State:
-    state = get_peft_model_state_dict(model, adapter_name=_name(model))
+    with warnings.catch_warnings():
+        # PEFT cannot look up the base's configuration on the hub when offline, and says so.
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        state = get_peft_model_state_dict(model, adapter_name=_name(model))
     return {name: tensor.detach() for name, tensor in state.items()}

@@ -160,7 +160,7 @@ def copy_checkpoint(source: Path, target: Path) -> Checkpoint:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, unfinished, copy_function=_link_or_copy)
+        shutil.copytree(source, unfinished, copy_function=link_or_copy)
         read_checkpoint(unfinished)
     except shutil.Error as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -175,7 +175,8 @@ def copy_checkpoint(source: Path, target: Path) -> Checkpoint:
     return read_checkpoint(target)
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: str, target: str) -> None:
+    """Let `target` be a second name of a file that nobody writes to, or else a copy of it."""
     try:
         os.link(source, target)
     except FileNotFoundError:
@@ -289,6 +290,8 @@ class Resumption:
         self._position: Mapping[str, Any] = saved["position"]
         self.told = [_event(plain) for plain in saved["told"]]
         """What the run had reported in its chunk; to be reported again."""
+        self.note: str | None = None
+        """What is to be said about where the run goes on; known when it does."""
         self._forgotten: Mapping[str, Any] = saved["forgotten"]
         self._forgets: Forgotten | None = None
         self._args: dict[str, Any] = {}

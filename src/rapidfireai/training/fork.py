@@ -5,14 +5,15 @@ its first step: what a checkpoint would bring along of the parent's arguments is
 on it is a run like others; its own checkpoints are ordinary ones.
 """
 
-import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
@@ -27,12 +28,15 @@ from rapidfireai.core.fork import (
 )
 from rapidfireai.errors import ConfigError
 from rapidfireai.training.adapter import adapter_fits, load_refitted
-from rapidfireai.training.checkpoint import Progress, Resumption, read_checkpoint
+from rapidfireai.training.checkpoint import (
+    Progress,
+    Resumption,
+    link_or_copy,
+    read_checkpoint,
+)
 from rapidfireai.training.forgotten import Forgotten
 from rapidfireai.training.position import Place
 from rapidfireai.workers.process_state import RngState
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +130,7 @@ class ForkedStart(Resumption):
                 load_refitted(trainer.model, folder)
                 self._is_refitted = True
             else:
+                _check_weights(trainer.model, Path(folder))
                 load_weights(folder, *args, **kwargs)
 
         def load_scaler_if_any(folder: str) -> None:
@@ -143,7 +148,7 @@ class ForkedStart(Resumption):
             ConfigError: That cannot be found, or nothing remains to be trained.
         """
         args, parent = self._trainer.args, self._parent
-        realigns = self._regenerates()
+        realigns = regenerates(self._fork.changed, parent.walk)
         self._plan = plan = plan_fork(
             parent,
             walk,
@@ -153,7 +158,8 @@ class ForkedStart(Resumption):
         )
         self._keeps_groups = walk == parent.walk and not realigns
         self.progress = Progress(step=plan.step, chunks_done=0, active_s=0.0)
-        logger.info("%s", plan.describe())
+        begins = f"warm start: {plan.describe()}"
+        self.note = None if begins in self._fork.notes else begins
         is_same_epoch = plan.epoch == parent.epoch
         return Place(
             written_at=parent.step,
@@ -190,15 +196,20 @@ class ForkedStart(Resumption):
         else:
             # The summary of a training that is over is none of the clone's.
             state.log_history = [row for row in state.log_history if "train_runtime" not in row]
-        if {"metric_for_best_model", "greater_is_better"} & set(self._fork.changed):
-            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+        self._take_best_along(trainer, self._plan)
 
-    def _regenerates(self) -> bool:
-        """Whether completions that the parent generated are of no use to the clone."""
-        if not hasattr(self._trainer, "_buffered_inputs"):
-            return False
-        of_all_trainers = {field.name for field in fields(TrainingArguments)}
-        return not set(self._fork.changed) <= of_all_trainers
+    def _take_best_along(self, trainer: Any, plan: ForkPlan) -> None:
+        """Make what the parent saved as its best the clone's own: the parent may remove it."""
+        state, changed = trainer.state, set(self._fork.changed)
+        is_lost = state.best_model_checkpoint is None and trainer.args.load_best_model_at_end
+        is_other = plan.renumbered or changed & {"metric_for_best_model", "greater_is_better"}
+        if is_lost or is_other:
+            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+        elif state.best_model_checkpoint is not None:
+            best = Path(state.best_model_checkpoint)
+            own = Path(trainer.args.output_dir) / best.name
+            shutil.copytree(best, own, copy_function=link_or_copy, dirs_exist_ok=True)
+            state.best_model_checkpoint = str(own)
 
     def _carried_over(self, plan: ForkPlan) -> dict[str, Any]:
         """What of the parent's forgotten things is the clone's too."""
@@ -226,22 +237,20 @@ class ForkedStart(Resumption):
         trainer, folder = self._trainer, Path(checkpoint)
         groups = trainer.optimizer.param_groups
         own = [{k: v for k, v in group.items() if k != "params"} for group in groups]
-        saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         if self._fork.optimizer is OptimizerState.KEEP and not self._is_refitted:
+            saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
             _check_fits(trainer.optimizer, saved)
             trainer.optimizer.load_state_dict(saved)
             for group, arguments in zip(trainer.optimizer.param_groups, own, strict=True):
                 group.update((k, v) for k, v in arguments.items() if k not in _KEPT_IN_GROUPS)
         if self._fork.schedule is Schedule.CONTINUE:
-            schedule = torch.load(folder / "scheduler.pt", weights_only=True)
-            self._continue_schedule(schedule, [group["lr"] for group in saved["param_groups"]])
+            self._continue_schedule(torch.load(folder / "scheduler.pt", weights_only=True))
 
-    def _continue_schedule(self, saved: Mapping[str, Any], rates: list[float]) -> None:
+    def _continue_schedule(self, saved: Mapping[str, Any]) -> None:
         """Put the schedule where it would stand had it been in force from the beginning.
 
         Args:
             saved: State of the parent's schedule.
-            rates: The parent's learning rates.
         """
         scheduler, changed = self._trainer.lr_scheduler, self._fork.changed
         assert self._plan is not None, "the clone's place has been found"
@@ -260,8 +269,19 @@ class ForkedStart(Resumption):
             raise ConfigError(cannot_continue(self._trainer.args.lr_scheduler_type))
         else:
             scheduler.load_state_dict(dict(saved))
+            rates = saved["_last_lr"]
         for group, rate in zip(self._trainer.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+
+def regenerates(changed: Sequence[str], parent: Walk) -> bool:
+    """Whether completions that the parent has generated and not used up are of no use to the clone.
+
+    That is so where an argument is another one that only trainers of this kind know, such as a
+    temperature or a reward function: they were generated and scored under the parent's.
+    """
+    of_all_trainers = {field.name for field in fields(TrainingArguments)}
+    return parent.repeats > 1 and not of_all_trainers.issuperset(changed)
 
 
 def cannot_continue(scheduler_type: Any) -> str:
@@ -272,6 +292,27 @@ def cannot_continue(scheduler_type: Any) -> str:
         "value that could be continued with another learning rate or from another schedule: give "
         "schedule='restart'"
     )
+
+
+def _check_weights(model: Any, folder: Path) -> None:
+    """Refuse weights of another model, of which transformers would load those that fit.
+
+    Raises:
+        ConfigError: They are.
+    """
+    if isinstance(model, PeftModel):
+        fits = any(folder.rglob("adapter_model.*"))
+    else:
+        saved: set[str] = set()
+        for file in folder.glob("model*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                saved.update(tensors.keys())
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        fits = trained <= saved <= model.state_dict().keys()
+    if not fits:
+        raise ConfigError(
+            "the parent's weights are not those of the clone's model: clone it without warm start"
+        )
 
 
 def _check_fits(optimizer: Any, saved: Mapping[str, Any]) -> None:

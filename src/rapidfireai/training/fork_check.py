@@ -12,7 +12,15 @@ import torch
 from transformers.training_args import OptimizerNames
 
 from rapidfireai.core.events import Json
-from rapidfireai.core.fork import ForkPlan, Length, OptimizerState, Schedule, Walk, plan_fork
+from rapidfireai.core.fork import (
+    ForkPlan,
+    Length,
+    OptimizerState,
+    Schedule,
+    Standing,
+    Walk,
+    plan_fork,
+)
 from rapidfireai.errors import ConfigError
 from rapidfireai.training.arguments import Resolved, make_peft_config, resolve
 from rapidfireai.training.checkpoint import Checkpoint
@@ -22,6 +30,7 @@ from rapidfireai.training.fork import (
     STATEFUL_SCHEDULES,
     Fork,
     cannot_continue,
+    regenerates,
 )
 from rapidfireai.training.identity import digest
 from rapidfireai.workers.process_state import ProcessState
@@ -141,7 +150,9 @@ def check_fork(
     _check_schedule(changed, mine, choices.schedule)
     if mine.args is not None:
         _check_packing(changed, mine.args)
-    plan = None if mine.args is None else _plan(source, theirs.args, mine.args, choices.schedule)
+    plan = None
+    if mine.args is not None:
+        plan = _plan(source.standing, theirs.args, mine.args, choices.schedule, changed)
     begins = "where it starts shows when its trainer stands" if plan is None else plan.describe()
     return CheckedFork(
         plan=plan,
@@ -308,13 +319,15 @@ def _check_packing(changed: list[str], args: Any) -> None:
         )
 
 
-def _plan(source: Checkpoint, theirs: Any, mine: Any, schedule: Schedule) -> ForkPlan | None:
-    parent = source.standing
+def _plan(
+    parent: Standing, theirs: Any, mine: Any, schedule: Schedule, changed: list[str]
+) -> ForkPlan | None:
     walk = _foreseen(theirs, mine, parent.walk)
     if walk is None:
         return None
     length = Length(max_steps=mine.max_steps, num_epochs=mine.num_train_epochs)
-    return plan_fork(parent, walk, length, schedule=schedule)
+    realigns = regenerates(changed, parent.walk)
+    return plan_fork(parent, walk, length, schedule=schedule, realigns=realigns)
 
 
 def _foreseen(theirs: Any, mine: Any, parent: Walk) -> Walk | None:

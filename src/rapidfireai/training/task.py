@@ -108,7 +108,7 @@ class TrainingTask:
         """Write the paused run down as it stands, and leave it as it is."""
         if not self._begun or self._fiber.done:
             return None
-        was_entered = self._state.entered
+        self._saved, was_entered = None, self._state.entered
         self._state.enter()
         try:
             self._fiber.resume(_Save())
@@ -175,6 +175,7 @@ class TrainingTask:
             self._parts.base.verify()
         if isinstance(events[-1], RunStarted) and self._resumption is not None:
             events = [*events, *self._resumption.told]
+            self._note(self._resumption.note)
         self._unsent = []
         notes, self._notes = self._notes, []
         instrument.stopwatch.stop()
