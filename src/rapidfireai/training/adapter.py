@@ -103,7 +103,7 @@ def _resized(
     # Of small matrices: B A = Q_b (R_b R_a^T) Q_a^T.
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().T)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.T)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     root = s[:own_rank].sqrt()
     shrunk_a, shrunk_b = torch.zeros_like(own_a), torch.zeros_like(own_b)
     # A layer may have fewer rows or columns than the adapter has directions.
