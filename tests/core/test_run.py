@@ -227,6 +227,17 @@ def test_every_status_is_reached_from_queued() -> None:
     assert reached == set(RunStatus)
 
 
+def test_a_warm_clones_pace_is_that_of_its_own_steps() -> None:
+    started = RunStarted(run_id=ID, num_steps=80, num_chunks=8, resolved={}, step=20)
+    clone = apply(replace(RUN, status=RunStatus.RUNNING), started)
+    assert (clone.start_step, clone.remaining_s) == (20, None)
+    clone = apply(clone, StepFinished(run_id=ID, step=21, loss=1.0, active_s=2.0))
+    assert clone.remaining_s == 2.0 * 59
+    # Taken up again it has spent time, on steps since the same one.
+    again = replace(started, step=25, active_s=10.0)
+    assert apply(clone, again).start_step == 20
+
+
 def test_a_run_of_a_trainer_that_ends_early_counts_the_chunks_it_did() -> None:
     run = replace(RUN, status=RunStatus.RUNNING, chunks_done=3)
     run = apply(run, RunCompleted(run_id=ID, step=35, active_s=20.0))

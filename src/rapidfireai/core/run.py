@@ -145,6 +145,8 @@ class Run:
     resolved: Mapping[str, Json] = field(default_factory=dict)
     """The arguments in force; empty before the run's trainer stands."""
     step: int = 0
+    start_step: int = 0
+    """Of a warm-started clone: the step at which it began, all before being its parent's."""
     num_steps: int | None = None
     """Optimizer steps of the whole run; None before its trainer stands."""
     chunks_done: int = 0
@@ -185,9 +187,10 @@ class Run:
     @property
     def remaining_s(self) -> float | None:
         """Active seconds the run still needs at its pace so far; None before its first step."""
-        if self.num_steps is None or self.step == 0:
+        num_done = self.step - self.start_step
+        if self.num_steps is None or num_done <= 0:
             return None
-        return self.active_s / self.step * (self.num_steps - self.step)
+        return self.active_s / num_done * (self.num_steps - self.step)
 
 
 def apply(run: Run, event: Event) -> Run:
@@ -215,6 +218,8 @@ def _changes(run: Run, event: Event) -> dict[str, Json]:  # noqa: C901, PLR0912 
                 "num_steps": event.num_steps,
                 "num_chunks": event.num_chunks,
                 "step": event.step,
+                # No time spent on what lies behind it: that was its parent's.
+                "start_step": run.start_step if event.active_s else event.step,
                 "chunks_done": event.chunks_done,
                 "active_s": event.active_s,
                 "resolved": dict(event.resolved),

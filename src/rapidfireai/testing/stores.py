@@ -118,6 +118,7 @@ def example_run(run_id: RunId, status: RunStatus = RunStatus.QUEUED) -> Run:
         worker_id=WorkerId(1),
         resolved=dict(AWKWARD_JSON),
         step=12,
+        start_step=3,
         num_steps=40,
         chunks_done=1,
         num_chunks=4,

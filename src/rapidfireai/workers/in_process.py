@@ -104,6 +104,8 @@ class InProcessExecutor:
         if task is not None:
             self._memory.before_training(run_id)
             task.save()
+            if run_id != self._open:
+                self._memory.after_training(run_id, task)
 
     def close(self) -> None:
         """Abandon all tasks."""
