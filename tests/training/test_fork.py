@@ -248,6 +248,11 @@ def assert_same_from(step: int, clone: Watched, parent: Watched) -> None:
     assert isinstance(mine.end, RunCompleted)
 
 
+def exam(*values: Any) -> Any:
+    """Values of a test that takes long."""
+    return pytest.param(*values, marks=pytest.mark.exam)
+
+
 class TestUnmodified:
     @pytest.mark.parametrize("step", [1, 6, 8])
     def test_a_clone_is_its_parent(self, step: int, sft: Parent) -> None:
@@ -264,8 +269,12 @@ class TestUnmodified:
             # Two steps for each generation batch: the third is in the middle of one.
             (case("GRPO", r=2, seed=4, max_steps=5, num_iterations=2, beta=0.02,
                   gradient_accumulation_steps=2, logging_steps=2), 3, 8),
+            exam(case("RLOO", seed=5, max_steps=4, num_iterations=2), 3, 8),
+            exam(case("KTO", seed=6, max_steps=4), 2, 12),
+            exam(case("Reward", seed=7, max_steps=4, lr_scheduler_type="cosine"), 2, 12),
+            exam(case("Distillation", seed=8, max_steps=3), 2, 8),
         ],
-        ids=["full fine-tuning", "DPO", "GRPO"],
+        ids=["full fine-tuning", "DPO", "GRPO", "RLOO", "KTO", "Reward", "Distillation"],
     )  # fmt: skip
     def test_so_it_is_with_other_trainers(
         self, parent: Case, step: int, num_rows: int, tmp_path: Path
