@@ -79,9 +79,10 @@ class Lab:
 
     def task(self, run_id: RunId, case: Case, fork: Fork | None = None) -> TrainingTask:
         train = Dataset.from_list(rows(self.num_rows, seed=0))
+        config = config_of(case)
         workload = TrainingWorkload(
-            [self.spec(run_id, config_of(case), fork)],
-            Makers(create_model=lambda config: (create_model(""), tiny_tokenizer())),
+            [self.spec(run_id, config, fork)],
+            Makers(create_model=lambda _: (create_model(config.trainer_type), tiny_tokenizer())),
             TrainingData(
                 train=train.to_iterable_dataset() if self.stream else train,
                 eval=Dataset.from_list(rows(self.num_eval_rows, seed=1))
