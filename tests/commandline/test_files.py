@@ -249,28 +249,29 @@ class TestExport:
         assert result.stderr == "[]\n"
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]:
+    import torch
+
+    from rapidfireai.automl import RFSFTConfig
+    from rapidfireai.testing.tiny import text_rows, tiny_model, tiny_tokenizer
+
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("merge")
+    experiment = Experiment("merge", experiment_path=root)
+    arguments: dict[str, Any] = {"max_steps": 2, "max_length": 32, "learning_rate": 1e-2}
+    experiment.run_fit(
+        [RFSFTConfig(**arguments, lora_rank=4), RFSFTConfig(**arguments)],
+        lambda config: (tiny_model(dropout=0.0), tiny_tokenizer()),
+        text_rows(8),
+        num_chunks=1,
+    )
+    tiny_model(dropout=0.0).save_pretrained(root / "base")
+    yield experiment
+    experiment.end()
+
+
 class TestMerge:
-    @pytest.fixture(scope="class")
-    def trained(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]:
-        import torch
-
-        from rapidfireai.automl import RFSFTConfig
-        from rapidfireai.testing.tiny import text_rows, tiny_model, tiny_tokenizer
-
-        torch.set_num_threads(1)
-        root = tmp_path_factory.mktemp("merge")
-        experiment = Experiment("merge", experiment_path=root)
-        arguments: dict[str, Any] = {"max_steps": 2, "max_length": 32, "learning_rate": 1e-2}
-        experiment.run_fit(
-            [RFSFTConfig(**arguments, lora_rank=4), RFSFTConfig(**arguments)],
-            lambda config: (tiny_model(dropout=0.0), tiny_tokenizer()),
-            text_rows(8),
-            num_chunks=1,
-        )
-        tiny_model(dropout=0.0).save_pretrained(root / "base")
-        yield experiment
-        experiment.end()
-
     def test_the_full_model_computes_what_base_and_adapter_do(
         self, trained: Experiment, tmp_path: Path
     ) -> None:
