@@ -115,7 +115,8 @@ class SimulatedExecutor:
             end_s, _, run_id = heappop(self._ends)
             # A stopped run's entry stays in the heap; nothing of that run may come any more.
             if run_id in self._open:
-                self._clock.advance_to(end_s)
+                # Somebody else may have let more time pass.
+                self._clock.advance_to(max(end_s, self._clock.now()))
                 order = self._open.pop(run_id).order
                 self._busy.remove(order.worker_id)
                 return self._end(order)
