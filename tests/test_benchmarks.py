@@ -44,6 +44,14 @@ SCHEDULER = (
     "engine, an event, with the store in SQLite",
 )
 
+COMMANDS = (
+    "from one step to the next, p50 / p95",
+    "**pin, unpin: p95 beyond a step's median**",
+    "pin, unpin: given to settled, p50 / p95",
+    "stop: given to settled, p50 / p95",
+    "resume: given to settled, p50 / p95",
+)
+
 
 def printed(output: str) -> dict[str, list[str]]:
     """The table's rows by name, as the other cells."""

@@ -1,9 +1,11 @@
 """Commands on real trainings: what they do, and that nobody else's numbers change."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -141,6 +143,33 @@ def test_runs_stopped_from_another_process_and_resumed_end_with_the_same_numbers
     assert lab.statuses == ["completed"] * 3
     assert lab.numbers() == undisturbed.numbers()
     recovery.assert_tidy(lab.experiment.path)
+
+
+def test_whoever_waits_is_answered_by_the_process_that_trains(lab: Lab, tmp_path: Path) -> None:
+    asking: list[subprocess.Popen[str]] = []
+
+    def ask() -> None:
+        arguments = ["stop-run", "1", "--json", "--path", str(tmp_path)]
+        asking.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "rapidfireai", *arguments],
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+            )
+        )
+        # Training is so quick that it would be over before the other process has begun.
+        with closing(SqliteStore(lab.experiment.path / "experiment.db")) as store:
+            while not store.commands():
+                time.sleep(0.01)
+
+    lab.train(At(1, 2, ask))
+    output, _ = asking[0].communicate()
+    (answer,) = json.loads(output)
+    assert asking[0].returncode == 0
+    assert (answer["status"], answer["step"]) == ("applied", 2)
+    assert answer["outcome"] == "run 1 is stopped at step 2"
+    assert answer["latency_s"] > 0
+    assert lab.statuses == ["stopped", "completed", "completed"]
 
 
 def test_all_verbs_from_a_callback_of_a_training_in_the_foreground(
