@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--runs", type=int, default=16)
     add("--commands", type=int, default=200, help="that change nothing of the training")
     add("--steps-per-chunk", type=int, default=2)
+    add("--steps", type=int, default=20_000, help="of each run; more than there is time for")
     add("--threads", type=int, default=1, help="of torch")
     add("--json", type=Path, help="also write the result there")
     add("--give-to", type=Path, help=argparse.SUPPRESS)
@@ -79,13 +80,11 @@ class _Steps:
 
 
 def _measure(model: str, options: argparse.Namespace) -> Report:
-    # More steps than there is time for: the training is ended when all commands have been given.
-    num_steps = 10_000 * options.steps_per_chunk
     case = Case(
         model=model,
         num_configs=options.runs,
-        num_chunks=10_000,
-        num_steps=num_steps,
+        num_chunks=options.steps // options.steps_per_chunk,
+        num_steps=options.steps,
         batch_size=2,
         max_length=64,
     )
@@ -122,7 +121,7 @@ def _measure(model: str, options: argparse.Namespace) -> Report:
                 check=True,
             )  # fmt: skip
         finally:
-            handle.cancel()
+            handle.cancel()  # all commands have been given
     ends_s = steps.ends_s[first:]
     gaps_s = [later - earlier for earlier, later in pairwise(ends_s)]
     return _report(json.loads(answer.stdout), gaps_s, options)

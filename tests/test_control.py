@@ -230,7 +230,7 @@ def test_clones_asked_for_while_nobody_trains_are_made_by_the_script(
     info = lab.experiment.get_runs_info()
     assert list(info["status"]) == ["completed"] * 5
     assert list(info["parent_id"].fillna(0)) == [0, 0, 0, 1, 3]
-    assert info.loc[4, "config"]["peft"]["r"] == 4
+    assert info["config"][4]["peft"]["r"] == 4
 
     lab.experiment.clone(4, {"learning_rate": 5e-3})
     lab.again()
@@ -379,9 +379,9 @@ def test_kill_9_between_a_command_and_its_application(
     lab.train()
     assert lab.statuses == ["stopped", "completed", "completed"]
     info = lab.experiment.get_runs_info()
-    assert "stopped: late" in info.loc[0, "notes"]
+    assert "stopped: late" in info["notes"][0]
     assert list(info["pinned"]) == [False, True, False]
     assert set(lab.experiment.get_commands()["status"]) == {"applied"}
     for run_id in (2, 3):
-        path = Path(info.loc[run_id - 1, "path"])
+        path = Path(info["path"][run_id - 1])
         assert weights_hash(path) == undisturbed.numbers()["weights"][run_id - 1]

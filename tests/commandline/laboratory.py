@@ -1,7 +1,7 @@
 """An experiment as a training leaves it behind, made without training anything."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +20,14 @@ from rapidfireai.core.events import (
 )
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.run import Run, apply
+from rapidfireai.core.schema import Schema
 from rapidfireai.paths import ExperimentFolder
 from rapidfireai.store import ExperimentRecord, MetricRow, SqliteStore
 
 BEGUN_S = 1_763_801_400.0
 NUM_STEPS = 40
 
-SCHEMAS = {
+SCHEMAS: Mapping[str, Schema] = {
     "SFT": {
         "learning_rate": {"type": ["number"], "default": 2e-5, "allowed": "float"},
         "max_steps": {"type": ["integer"], "default": -1, "allowed": "int"},

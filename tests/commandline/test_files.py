@@ -297,7 +297,7 @@ class TestMerge:
     def test_without_merging_it_is_the_adapter(self, trained: Experiment, tmp_path: Path) -> None:
         info = trained.get_runs_info()
         path = trained.export(info.iloc[0], tmp_path / "adapter")
-        assert files(path) == files(Path(info.loc[0, "path"]))
+        assert files(path) == files(Path(info["path"][0]))
 
     @pytest.mark.parametrize(
         ("run", "further", "error", "message"),
