@@ -24,7 +24,7 @@ from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.run import Run
 from rapidfireai.core.scheduler import Assign, Snapshot, WaitingRun, WaitingRuns, schedule
 from rapidfireai.store import ExperimentRecord, MemoryStore, Recorder, SqliteStore
-from rapidfireai.testing.simulation import FakeClock, SimulatedExecutor, queued_runs
+from rapidfireai.testing.simulation import CommandDesk, FakeClock, SimulatedExecutor, queued_runs
 
 NUM_CHUNKS = 4
 NUM_STORED_RUNS = 100
@@ -157,6 +157,9 @@ class _Timed:
     def stop(self, run_id: RunId, reason: str) -> Sequence[Event]:
         return self._executor.stop(run_id, reason)
 
+    def save(self, run_id: RunId) -> None:
+        self._executor.save(run_id)
+
     def close(self) -> None:
         self._executor.close()
 
@@ -214,7 +217,7 @@ def _per_event_s(runs: Sequence[Run], num_workers: int, count: _Count) -> float:
     rng = random.Random(0)
     durations_s = {run.id: [rng.lognormvariate(0, 0.5)] * NUM_CHUNKS for run in runs}
     executor = _Timed(SimulatedExecutor(FakeClock(), num_workers, durations_s))
-    engine = Engine(runs, executor, count)
+    engine = Engine(runs, executor, CommandDesk(count))
     begin = time.perf_counter()
     engine.run()
     return (time.perf_counter() - begin - executor.spent_s) / count.num

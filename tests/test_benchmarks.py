@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import scheduler, time_slicing
+from benchmarks import commands, scheduler, time_slicing
 
 MACHINE = ("date", "CPU", "GPU", "torch threads", "system", "versions")
 
@@ -42,6 +42,14 @@ SCHEDULER = (
     "engine, an event, without a store",
     "engine, an event, with the store in memory",
     "engine, an event, with the store in SQLite",
+)
+
+COMMANDS = (
+    "from one step to the next, p50 / p95",
+    "**pin, unpin: p95 beyond a step's median**",
+    "pin, unpin: given to settled, p50 / p95",
+    "stop: given to settled, p50 / p95",
+    "resume: given to settled, p50 / p95",
 )
 
 
@@ -81,6 +89,12 @@ def test_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "report.json"
     scheduler.main(["--runs", "20", "--workers", "4", "--repeats", "1", "--json", str(saved)])
     check(capsys.readouterr().out, saved, SCHEDULER)
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "report.json"
+    commands.main(["--runs", "2", "--commands", "4", "--steps", "4000", "--json", str(saved)])
+    check(capsys.readouterr().out, saved, COMMANDS)
 
 
 @pytest.mark.parametrize(

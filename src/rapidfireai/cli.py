@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rapidfireai._version import __version__
+from rapidfireai.commandline import files, listings, verbs
 from rapidfireai.errors import RapidFireError
 
 
@@ -20,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the command's name; None takes them from `sys.argv`.
 
     Returns:
-        The exit status: 0 if all is well, 1 after an error, 130 after Ctrl-C.
+        The exit status: 0 if all is well, 1 after an error or if a command was rejected, 3 if one
+        is pending, 130 after Ctrl-C.
 
     Raises:
         SystemExit: Status 0 after `--help` and `--version`, 2 for arguments that nobody knows.
@@ -49,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(verb=None)
-    verbs = parser.add_subparsers(title="commands", metavar="<command>")
+    commands = parser.add_subparsers(title="commands", metavar="<command>")
 
-    demo = verbs.add_parser(
+    demo = commands.add_parser(
         "demo",
         help="train 4 configurations of a small model at once and compare them",
         description="Trains 4 configurations of SmolLM2-135M at once on questions about Python's "
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(verb=_demo)
 
-    doctor = verbs.add_parser(
+    doctor = commands.add_parser(
         "doctor",
         help="show versions and devices, what is missing and how to install it",
         description="Shows versions against the tested ranges, devices, the folder for "
@@ -76,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="write JSON, for programs")
     doctor.set_defaults(verb=_doctor)
+
+    for group in (listings, verbs, files):
+        group.add(commands)
     return parser
 
 

@@ -8,7 +8,7 @@ and data are in there.
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Final
 
@@ -24,11 +24,11 @@ from rapidfireai.core.commands import (
     refusal,
     told,
 )
-from rapidfireai.core.events import RunPurged
+from rapidfireai.core.events import Json, RunPurged
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run, RunStatus, apply
-from rapidfireai.core.schema import Schema, changes
-from rapidfireai.errors import ConfigError, ExperimentBusyError
+from rapidfireai.core.schema import Schema, changes, value_of
+from rapidfireai.errors import ConfigError, ExperimentBusyError, StoreError
 from rapidfireai.paths import ExperimentFolder
 from rapidfireai.store import SqliteStore, Store
 
@@ -86,13 +86,28 @@ def leads_on(store: Store) -> bool:
     return any(record.command.verb in _LEADS_ON for record in pending)
 
 
-def purge_expired(folder: ExperimentFolder, runs: Sequence[Run], now_s: float) -> list[RunId]:
-    """Remove the files of deleted runs that cannot be restored any more.
+def differences(folder: ExperimentFolder, command: Command) -> dict[str, list[Json]]:
+    """What a clone's knobs would be changed from and to, by their full names.
 
-    Returns:
-        The runs; that their files are gone is for the caller to record.
+    Args:
+        folder: The experiment's.
+        command: A clone's, which `check` has found nothing against.
+
+    Raises:
+        StoreError: The experiment's store cannot be read.
     """
-    expired = [
+    with closing(open_store(folder)) as store:
+        (config,) = (run.config for run in store.runs() if run.id == command.run_id)
+        schemas = store.schemas()
+    return {
+        full: [value_of(config, full, schemas), new]
+        for full, new in changes(config, command.modify, schemas).items()
+    }
+
+
+def expired(runs: Iterable[Run], now_s: float) -> list[RunId]:
+    """Deleted runs that cannot be restored any more, and whose files can go."""
+    return [
         run.id
         for run in runs
         if run.status is RunStatus.DELETED
@@ -100,9 +115,19 @@ def purge_expired(folder: ExperimentFolder, runs: Sequence[Run], now_s: float) -
         and run.undo_until_s is not None
         and run.undo_until_s <= now_s
     ]
-    for run_id in expired:
-        shutil.rmtree(folder.run(run_id), ignore_errors=True)
-    return expired
+
+
+def purge(folder: ExperimentFolder, store: Store, run: Run) -> None:
+    """Remove the files of a deleted run. The caller holds the experiment's lock."""
+    event = RunPurged(run_id=run.id)
+    # First of all: a run whose files are gone must not be restored.
+    store.record(run, event, apply(run, event), SystemClock().now())
+    remove_files(folder, run.id)
+
+
+def remove_files(folder: ExperimentFolder, run_id: RunId) -> None:
+    """Remove all that a purged run has left; what cannot be removed stays for `clean`."""
+    shutil.rmtree(folder.run(run_id), ignore_errors=True)
 
 
 def settle_alone(folder: ExperimentFolder, store: Store) -> None:
@@ -117,10 +142,9 @@ def settle_alone(folder: ExperimentFolder, store: Store) -> None:
             _carry_out(given, runs[given.command.run_id], store, clock.now())
         else:
             store.settle(_outcome(given, CommandStatus.REJECTED, reason), clock.now())
-    runs = {run.id: run for run in store.runs()}
-    for run_id in purge_expired(folder, list(runs.values()), clock.now()):
-        event = RunPurged(run_id=run_id)
-        store.record(runs[run_id], event, apply(runs[run_id], event), clock.now())
+    stored = {run.id: run for run in store.runs()}
+    for run_id in expired(stored.values(), clock.now()):
+        purge(folder, store, stored[run_id])
 
 
 def open_store(folder: ExperimentFolder) -> SqliteStore:
@@ -134,6 +158,9 @@ def open_store(folder: ExperimentFolder) -> SqliteStore:
         raise ConfigError(
             f"the experiment {folder.name!r} has no runs yet; call run_fit(...) first"
         )
+    if folder.store.stat().st_size == 0:
+        # SQLite would take it for a new one.
+        raise StoreError(f"{folder.store} is empty: it has been truncated; restore it from a copy")
     return SqliteStore(folder.store)
 
 

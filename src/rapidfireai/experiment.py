@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rapidfireai.background import FitHandle
-from rapidfireai.control import WAIT_S, give, leads_on
+from rapidfireai.control import WAIT_S, give, leads_on, open_store
 from rapidfireai.core.commands import Command, CommandRecord, CommandStatus, Verb
 from rapidfireai.core.engine import Listener
 from rapidfireai.core.fork import OptimizerState, Schedule
 from rapidfireai.core.policy import Policy
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.errors import CommandRejectedError, ConfigError, UnknownArgumentError
+from rapidfireai.export import export as export_run
 from rapidfireai.fit import Fit, FitRequest
 from rapidfireai.paths import ExperimentFolder, experiments_root
 from rapidfireai.results import best_run, commands_frame, results_frame, run_ids, runs_frame
+from rapidfireai.selection import select
 from rapidfireai.store import SqliteStore
 from rapidfireai.surroundings import experiment_log
 
@@ -203,7 +205,9 @@ class Experiment:
         """
         return best_run(self.get_runs_info(), metric, mode)
 
-    def stop(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+    def stop(
+        self, run: Any = None, *, where: str | None = None, reason: str = ""
+    ) -> list[CommandRecord]:
         """End runs where they are. What they learned is kept, and they can be resumed.
 
         As for all verbs here: a run that trains is reached at its next step, by whichever process
@@ -211,49 +215,65 @@ class Experiment:
 
         Args:
             run: Number of a run, or several; a row or the table of `get_runs_info` will do.
+            where: Instead of `run`: a condition that chooses the runs, such as
+                `"eval_loss > 3 and status == 'waiting'"`, over their state, knobs and metrics.
             reason: Stored with the command and the run.
 
         Returns:
             What became of the command, for each run.
 
         Raises:
+            ConfigError: The runs are not given, or given twice; the condition cannot be read.
             CommandRejectedError: It is impossible, or too late, for one of them; the others are
                 done.
         """
-        return self._command(Verb.STOP, run, reason=reason)
+        return self._command(Verb.STOP, run, where, reason=reason)
 
-    def resume(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+    def resume(
+        self, run: Any = None, *, where: str | None = None, reason: str = ""
+    ) -> list[CommandRecord]:
         """Let stopped, pruned or failed runs go on where they are, bit for bit; as `stop`.
 
         Where nothing trains the experiment, they go on when the script is run again.
         """
-        return self._command(Verb.RESUME, run, reason=reason)
+        return self._command(Verb.RESUME, run, where, reason=reason)
 
-    def prune(self, run: Any, *, reason: str) -> list[CommandRecord]:
+    def prune(
+        self, run: Any = None, *, where: str | None = None, reason: str
+    ) -> list[CommandRecord]:
         """Stop runs as not promising; as `stop`. `resume` takes it back."""
-        return self._command(Verb.PRUNE, run, reason=reason)
+        return self._command(Verb.PRUNE, run, where, reason=reason)
 
-    def delete(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+    def delete(
+        self, run: Any = None, *, where: str | None = None, reason: str = ""
+    ) -> list[CommandRecord]:
         """Remove runs, and ten minutes later their files; as `stop`. `restore` takes it back."""
-        return self._command(Verb.DELETE, run, reason=reason)
+        return self._command(Verb.DELETE, run, where, reason=reason)
 
-    def restore(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+    def restore(
+        self, run: Any = None, *, where: str | None = None, reason: str = ""
+    ) -> list[CommandRecord]:
         """Have deleted runs back as they were; as `stop`."""
-        return self._command(Verb.RESTORE, run, reason=reason)
+        return self._command(Verb.RESTORE, run, where, reason=reason)
 
-    def pin(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+    def pin(
+        self, run: Any = None, *, where: str | None = None, reason: str = ""
+    ) -> list[CommandRecord]:
         """Protect runs from being pruned, by policies above all, and deleted; as `stop`."""
-        return self._command(Verb.PIN, run, reason=reason)
+        return self._command(Verb.PIN, run, where, reason=reason)
 
-    def unpin(self, run: Any, *, reason: str = "") -> list[CommandRecord]:
+    def unpin(
+        self, run: Any = None, *, where: str | None = None, reason: str = ""
+    ) -> list[CommandRecord]:
         """End the protection of `pin`; as `stop`."""
-        return self._command(Verb.UNPIN, run, reason=reason)
+        return self._command(Verb.UNPIN, run, where, reason=reason)
 
-    def clone(
+    def clone(  # noqa: PLR0913 - what a clone consists of
         self,
-        run: Any,
+        run: Any = None,
         modify: Mapping[str, Any] | None = None,
         *,
+        where: str | None = None,
         warm_start: bool = False,
         optimizer: str = "keep",
         schedule: str = "continue",
@@ -266,6 +286,7 @@ class Experiment:
 
         Args:
             run: Number of a run, or several.
+            where: Instead of `run`: a condition that chooses the runs.
             modify: Knobs of the configuration, such as `learning_rate` or `lora_rank`, and their
                 new values: numbers, strings, booleans, lists or None.
             warm_start: Begin with the parent's weights and progress instead of from the start.
@@ -283,6 +304,7 @@ class Experiment:
         return self._command(
             Verb.CLONE,
             run,
+            where,
             modify=dict(modify or {}),
             warm_start=warm_start,
             optimizer=_choice("optimizer", optimizer, OptimizerState),
@@ -290,13 +312,58 @@ class Experiment:
             reason=reason,
         )
 
+    def export(
+        self,
+        run: Any,
+        folder: str | os.PathLike[str],
+        merge: bool = False,
+        *,
+        base: str | os.PathLike[str] | None = None,
+    ) -> Path:
+        """Write a run's model to a folder of its own, which plain `from_pretrained` loads.
+
+        It holds model or adapter, tokenizer, trainer state and configuration: as the run ended,
+        or as the latest checkpoint of one that goes on has them.
+
+        Args:
+            run: Number of a run, or a row of `get_runs_info`.
+            folder: New or empty; appears as a whole or not at all.
+            merge: Write the full model, with the adapter in its weights.
+            base: For `merge`: name or path of the base, if the adapter does not say.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: There is no such run, nothing of it is on disk, or it cannot be merged.
+            ExperimentPathError: The folder cannot be written.
+        """
+        run_id, *others = run_ids(run)
+        if others:
+            raise ConfigError(f"run={run!r} names several runs; export one at a time")
+        target = Path(folder).expanduser().absolute()
+        given = None if base is None else os.fspath(base)
+        export_run(self._folder, run_id, target, merge=merge, base=given)
+        return target
+
     def get_commands(self) -> "pd.DataFrame":
         """All commands: who asked for what, when, why, and what became of it."""
         with closing(self._open_store()) as store:
             return commands_frame(store.commands())
 
-    def _command(self, verb: Verb, run: Any, **further: Any) -> list[CommandRecord]:
-        commands = [Command(verb=verb, run_id=run_id, **further) for run_id in run_ids(run)]
+    def _command(
+        self, verb: Verb, run: Any, where: str | None, **further: Any
+    ) -> list[CommandRecord]:
+        if (run is None) is (where is None):
+            raise ConfigError(
+                f"{verb} takes either run=..., a number or several, or where=..., a condition"
+            )
+        if where is None:
+            chosen = run_ids(run)
+        else:
+            with closing(open_store(self._folder)) as store:
+                chosen = select(where, store, deleted=verb is Verb.RESTORE)
+        commands = [Command(verb=verb, run_id=run_id, **further) for run_id in chosen]
         # The thread that trains cannot wait for itself, as in a callback of the user's.
         waits = self._fit is None or threading.get_ident() != self._fit.thread_id
         settled = give(self._folder, commands, wait_s=WAIT_S if waits else 0.0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidfireai._version import __version__
 from rapidfireai.automl.schemas import schemas_of
-from rapidfireai.control import purge_expired
+from rapidfireai.control import expired, remove_files
 from rapidfireai.core.clock import SystemClock
 from rapidfireai.core.continuation import Continuation, match_runs
 from rapidfireai.core.engine import Engine, Listener
@@ -241,8 +241,10 @@ class Fit:
         now_s = self._clock.now()
         if now_s >= self._next_sweep_s:
             self._next_sweep_s = now_s + _SWEEP_S
-            for run_id in purge_expired(self._folder, engine.runs, now_s):
+            for run_id in expired(engine.runs, now_s):
+                # First of all: a run whose files are gone must not be restored.
                 engine.purge(run_id)
+                remove_files(self._folder, run_id)
 
     def end_soon(self) -> None:
         """Have all runs written down after the step in progress, as Ctrl-C does. Any thread may."""
@@ -427,7 +429,7 @@ class Fit:
         request = self._request
         return MemoryTiers(
             self._device,
-            self._folder.path / "paused",
+            self._folder.paused,
             hot_limit_bytes=_bytes(request.memory_limit_gib),
             warm_limit_bytes=_bytes(request.host_memory_limit_gib),
         )

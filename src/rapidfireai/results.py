@@ -44,14 +44,20 @@ def results_frame(rows: Sequence[MetricRow]) -> "pd.DataFrame":
     return frame[first + rest].sort_values(["run_id", "step"], ignore_index=True)
 
 
+def latest_metrics(runs: Sequence[Run], rows: Sequence[MetricRow]) -> dict[RunId, dict[str, float]]:
+    """The latest value of each metric of each of the runs."""
+    latest: dict[RunId, dict[str, float]] = {run.id: {} for run in runs}
+    for row in sorted(rows, key=lambda row: row.step):
+        if row.run_id in latest:
+            latest[row.run_id][metric_name(row)] = row.value
+    return latest
+
+
 def runs_frame(runs: Sequence[Run], rows: Sequence[MetricRow]) -> "pd.DataFrame":
     """One row for each run: state, progress, latest metrics, configuration, folder."""
     import pandas as pd
 
-    latest: dict[int, dict[str, float]] = {run.id: {} for run in runs}
-    for row in sorted(rows, key=lambda row: row.step):
-        if row.run_id in latest:
-            latest[row.run_id][metric_name(row)] = row.value
+    latest = latest_metrics(runs, rows)
     records = [
         {
             "run_id": run.id,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from rapidfireai.core.commands import Outcome
+from rapidfireai.core.commands import Command, CommandRecord, CommandStatus, Outcome, Verb
 from rapidfireai.core.events import (
     ChunkAssigned,
     ChunkFinished,
@@ -224,3 +224,32 @@ def test_run_changed_by_somebody_else_is_an_error(recording: Recording) -> None:
     with pytest.raises(StaleRunError, match="stopped in the store, not running"):
         recording.recorder.flush()
     assert recording.store.metrics() == []
+
+
+class CountedStore(MemoryStore):
+    """Counts how often it is asked for commands."""
+
+    num_questions = 0
+
+    def commands(self, *, status: CommandStatus | None = None) -> list[CommandRecord]:
+        self.num_questions += 1
+        return super().commands(status=status)
+
+
+def test_commands_are_only_looked_for_when_somebody_has_written() -> None:
+    store, clock = CountedStore(), ManualClock()
+    run = Run(id=FIRST, name="1", config={}, path="")
+    store.create(ExperimentRecord(name="exp1", created_s=1.0, seed=1, num_chunks=2), [run])
+    earlier = store.submit(Command(verb=Verb.PIN, run_id=FIRST), 1.0)
+    recorder = Recorder(store, clock)
+    assert recorder.pending() == [earlier]  # given before this process began
+    assert recorder.pending() == ()
+    assert store.num_questions == 1
+    given = store.submit(Command(verb=Verb.STOP, run_id=FIRST), 2.0)
+    assert recorder.pending() == [earlier, given]
+    recorder.settle(
+        Outcome(command_id=earlier.id, status=CommandStatus.REJECTED, text="pinned already")
+    )
+    store.submit(Command(verb=Verb.UNPIN, run_id=FIRST), 3.0)
+    assert [record.command.verb for record in recorder.pending()] == [Verb.STOP, Verb.UNPIN]
+    assert recorder.submit(Command(verb=Verb.PRUNE, run_id=FIRST)).given_s == clock.now_s

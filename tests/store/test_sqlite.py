@@ -1,5 +1,6 @@
 """The store on disk keeps the contract, also across processes, kills and damaged files."""
 
+import json
 import os
 import sqlite3
 import threading
@@ -15,11 +16,12 @@ from typing import Any
 import pytest
 
 from rapidfireai._version import __version__
+from rapidfireai.core.commands import Command, Verb
 from rapidfireai.core.events import ChunkAssigned
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.run import Run, RunStatus, apply
 from rapidfireai.errors import StaleRunError, StoreError
-from rapidfireai.store import SqliteStore, Store, sqlite
+from rapidfireai.store import SqliteStore, Store, _codec, sqlite
 from rapidfireai.testing.stores import (
     EVENTS,
     FIRST,
@@ -442,3 +444,38 @@ def test_values_of_a_run_are_found_by_index(path: Path) -> None:
     for plan in plans:
         assert len(plan) == 1, "neither a second pass nor a sort"
         assert "SEARCH" in plan[0][3]
+
+
+def test_a_file_of_version_1_is_brought_up_to_date_with_all_that_it_holds(path: Path) -> None:
+    run = example_run(FIRST)
+    since = {"deleted_from", "fork", "modified", "parent_id", "pinned", "purged", "undo_until_s"}
+    body = {name: v for name, v in _codec.encode(run).items() if name not in since}
+    with raw(path) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        for statement in sqlite._SCHEMA:
+            db.execute(statement)
+        db.execute("PRAGMA user_version = 1")
+        db.execute("INSERT INTO experiment VALUES (1, ?)", (_codec.to_text(example_experiment()),))
+        db.execute("INSERT INTO runs VALUES (1, ?, ?)", (run.status, json.dumps(body)))
+        event = _codec.to_text(ChunkAssigned(run_id=FIRST, worker_id=WorkerId(0), chunk=0))
+        db.execute("INSERT INTO events VALUES (1, 1, 2.5, ?)", (event,))
+    with closing(SqliteStore(path)) as store:
+        (taken,) = store.runs()
+        unset = Run(id=FIRST, name="", config={}, path="")
+        assert repr(taken) == repr(replace(run, **{name: getattr(unset, name) for name in since}))
+        assert repr(store.experiment()) == repr(example_experiment())
+        assert [row.time_s for row in store.events()] == [2.5]
+        assert (store.commands(), store.schemas()) == ([], {})
+        given = store.submit(Command(verb=Verb.PIN, run_id=FIRST), 3.0)
+        assert store.commands() == [given]
+    with closing(SqliteStore(path)) as store:
+        assert store.commands() == [given]
+
+
+def test_changes_of_others_are_noticed_and_own_ones_need_not_be(path: Path) -> None:
+    fill(path)
+    with closing(SqliteStore(path)) as store, closing(SqliteStore(path)) as other:
+        before = store.num_changes()
+        assert store.num_changes() == before
+        other.submit(Command(verb=Verb.PIN, run_id=FIRST), 1.0)
+        assert store.num_changes() != before

@@ -26,6 +26,7 @@ from rapidfireai.core.events import (
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.run import Run
 from rapidfireai.core.scheduler import Assign
+from rapidfireai.errors import ConfigError
 
 
 class FakeClock:
@@ -60,6 +61,8 @@ class _Open:
 class SimulatedExecutor:
     """Carries orders out in simulated time; every chunk is one optimizer step.
 
+    A run whose first order is not for its first chunk goes on from a checkpoint at its beginning.
+
     Args:
         clock: Advanced by `receive` to the time at which the next order is done.
         num_workers: Workers, each with one order at a time; at least 1.
@@ -76,9 +79,10 @@ class SimulatedExecutor:
     ) -> None:
         self._clock = clock
         self._workers = tuple(WorkerId(number) for number in range(num_workers))
-        self._durations_s = durations_s
+        self._durations_s = dict(durations_s)
         self._failures = failures
         self._active_s = dict.fromkeys(durations_s, 0.0)
+        self._standing: set[RunId] = set()
         self._open: dict[RunId, _Open] = {}
         self._busy: set[WorkerId] = set()
         # The serial number makes orders that end at the same time come out as they were given.
@@ -89,6 +93,11 @@ class SimulatedExecutor:
     def workers(self) -> Sequence[WorkerId]:
         """The workers there are."""
         return self._workers
+
+    def add(self, run_id: RunId, durations_s: Sequence[float]) -> None:
+        """Take in a further run."""
+        self._durations_s[run_id] = durations_s
+        self._active_s[run_id] = 0.0
 
     def assign(self, order: Assign) -> None:
         """Accept an order for an idle worker."""
@@ -106,7 +115,8 @@ class SimulatedExecutor:
             end_s, _, run_id = heappop(self._ends)
             # A stopped run's entry stays in the heap; nothing of that run may come any more.
             if run_id in self._open:
-                self._clock.advance_to(end_s)
+                # Somebody else may have let more time pass.
+                self._clock.advance_to(max(end_s, self._clock.now()))
                 order = self._open.pop(run_id).order
                 self._busy.remove(order.worker_id)
                 return self._end(order)
@@ -114,6 +124,7 @@ class SimulatedExecutor:
 
     def stop(self, run_id: RunId, reason: str) -> Sequence[Event]:
         """End a run now, also in the middle of a chunk."""
+        self._standing.discard(run_id)
         entry = self._open.pop(run_id, None)
         if entry is not None:
             self._busy.remove(entry.order.worker_id)
@@ -135,10 +146,21 @@ class SimulatedExecutor:
         self._active_s[run_id] += durations_s[order.chunk]
         active_s = self._active_s[run_id]
         events: list[Event] = []
-        if order.chunk == 0:
+        if run_id not in self._standing:
+            self._standing.add(run_id)
             num = len(durations_s)
-            events += [RunStarted(run_id=run_id, num_steps=num, num_chunks=num, resolved={})]
+            started = RunStarted(
+                run_id=run_id,
+                num_steps=num,
+                num_chunks=num,
+                resolved={},
+                step=order.chunk,
+                chunks_done=order.chunk,
+                active_s=active_s - durations_s[order.chunk],
+            )
+            events += [started]
         if self._failures.get(run_id) == order.chunk:
+            self._standing.discard(run_id)
             error = f"told to fail at chunk {order.chunk}"
             events += [RunFailed(run_id=run_id, error=error, traceback="", active_s=active_s)]
             return events
@@ -150,6 +172,35 @@ class SimulatedExecutor:
                 ChunkFinished(run_id=run_id, chunk=order.chunk, step=step, active_s=active_s)
             ]
         return events
+
+
+class SimulatedPreparer:
+    """Makes clones for a simulated executor, from runs that have their durations as configuration.
+
+    A run's configuration, and what a clone modifies of it, is `{"durations_s": [...]}`; one that
+    has `"gone": True` can be neither resumed nor cloned.
+
+    Args:
+        executor: Is told of the clones.
+    """
+
+    def __init__(self, executor: SimulatedExecutor) -> None:
+        self._executor = executor
+
+    def resume(self, run: Run) -> None:
+        """Nothing to do, unless it is impossible."""
+        if run.config.get("gone"):
+            raise ConfigError(f"run {run.id} is no longer in the script")
+
+    def clone(self, parent: Run, command: Command, run_id: RunId) -> Run:
+        """The new run. See `core.commands.Preparer`."""
+        self.resume(parent)
+        config = {**parent.config, **command.modify}
+        durations_s = config["durations_s"]
+        if not durations_s:
+            raise ConfigError("durations_s=[] is not possible; a run has at least one chunk")
+        self._executor.add(run_id, durations_s)
+        return Run(id=run_id, name=f"run {run_id}", config=config, path="", parent_id=parent.id)
 
 
 class CommandDesk:

@@ -47,6 +47,11 @@ def _write(trainer: Any, folder: Path, config: dict[str, Json]) -> None:
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
         trainer.save_model(str(folder))
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    write_config(folder, config)
+
+
+def write_config(folder: Path, config: Mapping[str, Json]) -> None:
+    """Write the run's configuration as given, and the arguments in force."""
     text = json.dumps(_strict(config), indent=2, allow_nan=False)
     (folder / CONFIG_FILE).write_text(text + "\n")
 
