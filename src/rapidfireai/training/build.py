@@ -51,6 +51,8 @@ class RunSpec:
     device: torch.device
     checkpoint_every_s: float = 60.0
     """Seconds of the run's own training between two checkpoints, at least."""
+    fuse: bool = False
+    """Whether to share passes through the base with other runs, if the run can."""
 
     @property
     def checkpoints(self) -> Path:

@@ -7,6 +7,7 @@ import torch
 
 from rapidfireai.core.events import Event
 from rapidfireai.core.ids import RunId
+from rapidfireai.workers.gang import Request
 
 
 class Task(Protocol):
@@ -18,9 +19,27 @@ class Task(Protocol):
     def resume(self) -> Sequence[Event]:
         """Work until the next safe place to pause, a step or so, and tell what happened.
 
+        Empty if the task waits for an answer to its `request`.
+
         The last event of a chunk is `ChunkFinished`, `RunCompleted` or `RunFailed`; with it, the
         process is as it was before the chunk.
         """
+        ...
+
+    @property
+    def request(self) -> Request | None:
+        """What the task waits for in the middle of a step; None at a safe place."""
+        ...
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the task asks for passes that it shares with others. Known after the first
+        events; a task that does not is to be let alone for a whole chunk."""
+        ...
+
+    def step_aside(self) -> None:
+        """Put the process as it was before; others will work before this task is resumed.
+        Idempotent."""
         ...
 
     def stop(self, reason: str) -> Sequence[Event]:
