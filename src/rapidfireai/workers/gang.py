@@ -145,6 +145,9 @@ class Gang:
             requests: What it returned.
             asking: Of those whose runs have come to their backward pass.
         """
+        if not asking:  # all of them have failed, or computed the pass by themselves
+            self._backbone(requests[0]).forget()
+            return
         begin_s = time.perf_counter()
         asked = {id(backward.forward): backward for backward in asking}
         backbone = self._backbone(requests[0])
