@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from rapidfireai.training.arguments import Resolved
 from rapidfireai.training.build import RunParts
 from rapidfireai.workers.gang import Backward, Forward, Request
-from rapidfireai.workers.routed import Slice, dropout_probability
+from rapidfireai.workers.routed import Slice
 
 FUSABLE = ("SFT", "DPO", "KTO", "Reward", "ORPO", "CPO", "GRPO", "RLOO")
 """Trainers that call their model once with gradients for each `accelerator.backward`."""
@@ -173,6 +173,13 @@ class FusedBackbone:
         self._own_forward = self._backbone.forward
         self._own_backward = trainer.accelerator.backward
         self._generator = torch.Generator(self._device)
+        # What PEFT and TRL change, they change in all layers at once.
+        self._one = next(iter(self._adapters.values()))
+        self._drops = any(
+            getattr(dropout, "p", 0.0) > 0
+            for module in self._adapters.values()
+            for dropout in module.lora_dropout.values()
+        )
         self._answered: Forward | None = None
         self._backbone.forward = self._forward
         trainer.accelerator.backward = self._backward
@@ -223,18 +230,17 @@ class FusedBackbone:
             return None
         if any(value is not None and value is not False for value in others.values()):
             return None
-        if any(module.disable_adapters or module.merged for module in self._adapters.values()):
+        if self._one.disable_adapters or self._one.merged:
             return None
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             return None
         device_type = self._device.type
-        drops = any(dropout_probability(module) > 0 for module in self._adapters.values())
         rows = Slice(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             adapters=self._adapters,
-            generator=self._generator if drops else None,
+            generator=self._generator if self._drops else None,
         )
         return Forward(
             base=self._base,
@@ -245,7 +251,7 @@ class FusedBackbone:
                 else None
             ),
             checkpointing=bool(getattr(self._backbone, "gradient_checkpointing", False)),
-            rng=_rng_state(self._device) if drops else None,
+            rng=_rng_state(self._device) if self._drops else None,
         )
 
 

@@ -45,6 +45,7 @@ from rapidfireai.training.position import DataPosition
 from rapidfireai.workers.fiber import Fiber, FiberClosed
 from rapidfireai.workers.gang import Backward, Forward, Request
 from rapidfireai.workers.process_state import ProcessState
+from rapidfireai.workers.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,13 @@ class TrainingTask:
     def step_aside(self) -> None:
         """Give the process its state back, in the middle of a chunk."""
         self._state.leave()
+
+    def take_over(self, other: Task) -> None:
+        """Exchange the other's process state for this run's own."""
+        if isinstance(other, TrainingTask):
+            self._state.take_over(other._state)  # noqa: SLF001 - one of its own kind
+        else:
+            other.step_aside()
 
     def stop(self, reason: str) -> Sequence[Event]:
         """Save the run as it is and end it."""

@@ -40,8 +40,7 @@ class Forward:
     rng_after: torch.Tensor | None = None
     error: BaseException | None = None
     """Why there are none; the run computes them by itself."""
-    shared_with: int = 0
-    """How many other runs were in the pass."""
+    is_answered: bool = False
     seconds: float = 0.0
     """The run's part of the time since it began to wait for this answer, or for the backward's."""
 
@@ -63,6 +62,7 @@ class Backward:
     forward: Forward
     error: BaseException | None = None
     """Why there are no gradients."""
+    is_answered: bool = False
 
 
 Request = Forward | Backward
@@ -134,7 +134,7 @@ class Gang:
                 return answered
             self._backbone(answered[0]).forget()
             if len(answered) == 1:
-                answered[0].error = error
+                answered[0].error, answered[0].is_answered = error, True
                 return answered
             answered = self._half(answered, error)
 
@@ -156,6 +156,8 @@ class Gang:
         backbone.forget()
         if error is not None:
             self._again([request for request in requests if id(request) in asked], asked, error)
+        for backward in asking:
+            backward.is_answered = True
         _share_time([backward.forward for backward in asking], begin_s)
 
     def close(self) -> None:
@@ -212,7 +214,7 @@ class Gang:
             generator = request.rows.generator
             request.hidden = own
             request.rng_after = None if generator is None else generator.get_state()
-            request.shared_with = len(requests) - 1
+            request.is_answered = True
 
     def _backbone(self, request: Forward) -> SharedBackbone:
         key = id(request.base.model)

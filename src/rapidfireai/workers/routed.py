@@ -120,7 +120,8 @@ def _delta(adapter: LoraLinear, x: torch.Tensor, generator: torch.Generator | No
     (name,) = adapter.active_adapters
     lora_a, lora_b = adapter.lora_A[name], adapter.lora_B[name]
     x = x.to(lora_a.weight.dtype)
-    p = dropout_probability(adapter)
+    dropout = adapter.lora_dropout[name]
+    p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
     if p > 0:
         assert generator is not None, "a run with dropout brings its generator"
         # What F.dropout does on a CPU, from a generator of the run's own.
@@ -128,14 +129,6 @@ def _delta(adapter: LoraLinear, x: torch.Tensor, generator: torch.Generator | No
         x = x * kept.bernoulli_(1 - p, generator=generator).div_(1 - p)
     delta: torch.Tensor = lora_b(lora_a(x)) * adapter.scaling[name]
     return delta
-
-
-def dropout_probability(adapter: LoraLinear) -> float:
-    """Of the adapter as it is now; 0 where it does not drop anything."""
-    (name,) = adapter.active_adapters
-    dropout = adapter.lora_dropout[name]
-    active = isinstance(dropout, nn.Dropout) and dropout.training
-    return float(dropout.p) if active else 0.0
 
 
 class _AddToRows(torch.autograd.Function):

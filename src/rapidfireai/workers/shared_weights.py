@@ -117,7 +117,7 @@ class Base:
         self._places = self._find()
         self._sums = self._read()
         self._samples = [_sample(tensor) for tensor in self._storages.values()]
-        self._sampled = self._read_samples()
+        self._sampled = self._read_samples().clone()
 
     def with_tokenizer(self, tokenizer: Any) -> "Base":
         """The same weights with another tokenizer."""
@@ -182,7 +182,7 @@ class Base:
         Raises:
             SharedWeightsError: As `verify` does.
         """
-        if self._find() != self._places or self._read_samples() != self._sampled:
+        if self._find() != self._places or not torch.equal(self._read_samples(), self._sampled):
             self.verify()
 
     def _restore(self) -> None:
@@ -205,9 +205,8 @@ class Base:
         sums = [_checksum(tensor) for tensor in self._shared.values()]
         return torch.stack(sums).tolist() if sums else []
 
-    def _read_samples(self) -> list[int]:
-        sums = [sample.sum(dtype=torch.int64) for sample in self._samples]
-        return torch.stack(sums).tolist() if sums else []
+    def _read_samples(self) -> torch.Tensor:
+        return torch.cat(self._samples) if self._samples else torch.empty(0)
 
 
 _WRITTEN = "The run wrote to base weights that it shares with other runs."

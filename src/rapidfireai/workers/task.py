@@ -38,8 +38,11 @@ class Task(Protocol):
         ...
 
     def step_aside(self) -> None:
-        """Put the process as it was before; others will work before this task is resumed.
-        Idempotent."""
+        """Put the process as it was before the chunk, in the middle of it. Idempotent."""
+        ...
+
+    def take_over(self, other: "Task") -> None:
+        """Work next, in the middle of a chunk of the other's."""
         ...
 
     def stop(self, reason: str) -> Sequence[Event]:
