@@ -65,10 +65,12 @@ class _Plan:
     """The slices of the pass in progress; all routed layers look at the same plan."""
 
     slices: Sequence[Slice] = ()
+    num_rows: int = 0
     generators: list[torch.Generator] = field(default_factory=list)
 
     def begin(self, slices: Sequence[Slice]) -> None:
         self.slices = slices
+        self.num_rows = sum(part.num_rows for part in slices)
         self.generators = [s.generator for s in slices if s.generator is not None]
 
     def places(self) -> Iterator[tuple[Slice, slice]]:
@@ -97,60 +99,119 @@ class RoutedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` is (rows, width, features)."""
         y: torch.Tensor = self.base(x)
-        num_rows = [part.num_rows for part in self._plan.slices]
-        if x.ndim != 3 or len(x) != sum(num_rows):
+        if x.ndim != 3 or len(x) != self._plan.num_rows:
             raise ValueError(f"{self._name} is given {tuple(x.shape)} instead of the runs' rows")
-        # After `y`: a run's gradients then add up in the order in which they do in PEFT's layer.
-        xs = x.split(num_rows)
-        places, deltas = [], []
-        for x_own, (part, rows) in zip(xs, self._plan.places(), strict=True):
+        routes, weights = [], []
+        for part, rows in self._plan.places():
             adapter = part.adapters.get(self._name)
             if adapter is not None:
-                own = x_own if part.num_tokens == x.shape[1] else x_own[:, : part.num_tokens]
-                places.append((rows, slice(part.num_tokens)))
-                deltas.append(_delta(adapter, own, part.generator))
-        if not deltas:
+                routes.append(_Route.of(adapter, rows, part))
+                weights += _weights(adapter)
+        if not routes:
             return y
-        added: torch.Tensor = _AddToRows.apply(y, places, *deltas)
+        # After `y`: a run's gradients then add up in the order in which they do in PEFT's layer.
+        added: torch.Tensor = _AddAdapters.apply(x, y, routes, *weights)
         return added
 
 
-def _delta(adapter: LoraLinear, x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """What the adapter adds to the frozen layer's output, as in PEFT's `lora.Linear.forward`."""
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """One run's way past a frozen layer."""
+
+    rows: slice
+    num_tokens: int
+    scaling: float
+    dropout: float
+    generator: torch.Generator | None
+
+    @classmethod
+    def of(cls, adapter: LoraLinear, rows: slice, part: Slice) -> "_Route":
+        (name,) = adapter.active_adapters
+        dropout = adapter.lora_dropout[name]
+        drops = isinstance(dropout, nn.Dropout) and dropout.training
+        return cls(
+            rows=rows,
+            num_tokens=part.num_tokens,
+            scaling=adapter.scaling[name],
+            dropout=dropout.p if drops else 0.0,
+            generator=part.generator,
+        )
+
+    def own(self, x: torch.Tensor) -> torch.Tensor:
+        """The run's rows without their padding; a view."""
+        rows = x[self.rows]
+        return rows if self.num_tokens == x.shape[1] else rows[:, : self.num_tokens]
+
+    def draw(self, like: torch.Tensor) -> torch.Tensor | None:
+        """What dropout multiplies by, drawn as `F.dropout` does on a CPU; None without dropout."""
+        if self.dropout == 0:
+            return None
+        assert self.generator is not None, "a run with dropout brings its generator"
+        kept = torch.empty_like(like, memory_format=torch.contiguous_format)
+        return kept.bernoulli_(1 - self.dropout, generator=self.generator).div_(1 - self.dropout)
+
+
+def _weights(adapter: LoraLinear) -> tuple[torch.Tensor, torch.Tensor]:
     (name,) = adapter.active_adapters
-    lora_a, lora_b = adapter.lora_A[name], adapter.lora_B[name]
-    x = x.to(lora_a.weight.dtype)
-    dropout = adapter.lora_dropout[name]
-    p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-    if p > 0:
-        assert generator is not None, "a run with dropout brings its generator"
-        # What F.dropout does on a CPU, from a generator of the run's own.
-        kept = torch.empty_like(x, memory_format=torch.contiguous_format)
-        x = x * kept.bernoulli_(1 - p, generator=generator).div_(1 - p)
-    delta: torch.Tensor = lora_b(lora_a(x)) * adapter.scaling[name]
-    return delta
+    return adapter.lora_A[name].weight, adapter.lora_B[name].weight
 
 
-class _AddToRows(torch.autograd.Function):
-    """`y` plus each delta in its place. In place: a copy of `y` for each run would cost most of
-    what sharing the pass saves."""
+class _AddAdapters(torch.autograd.Function):
+    """To `y`, on each run's rows, what PEFT's `lora.Linear.forward` adds to the frozen layer's
+    output: `lora_B(lora_A(dropout(x))) * scaling`.
+
+    One node of autograd for all runs, since with small batches most of the time goes into nodes.
+    In place: a copy of `y` for each run would cost most of what sharing the pass saves. Each step
+    rounds as PEFT's does, in autocast too.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, y: torch.Tensor, places: list[tuple[slice, slice]], *deltas: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        routes: list[_Route],
+        *weights: torch.Tensor,
     ) -> torch.Tensor:
-        for place, delta in zip(places, deltas, strict=True):
-            y[place] += delta
-        ctx.places = places
-        ctx.dtypes = [delta.dtype for delta in deltas]
+        kept: list[torch.Tensor | None] = []
+        device = x.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        for route, a, b in zip(routes, weights[::2], weights[1::2], strict=True):
+            own = route.own(x).to(a.dtype)
+            mask = route.draw(own)
+            dropped = own if mask is None else own * mask
+            if autocast is not None:
+                dropped, a, b = dropped.to(autocast), a.to(autocast), b.to(autocast)
+            flat = dropped.reshape(-1, dropped.shape[-1])
+            low = flat @ a.t()
+            place = route.own(y)
+            place += (low @ b.t()).view(place.shape) * route.scaling
+            kept += (mask, flat, low, a, b)
+        ctx.routes, ctx.shape, ctx.dtype = routes, x.shape, x.dtype
+        ctx.weight_dtypes = [weight.dtype for weight in weights]
+        ctx.save_for_backward(*kept)
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (grad,) = grads
-        own = (grad[place].to(dtype) for place, dtype in zip(ctx.places, ctx.dtypes, strict=True))
-        return grad, None, *own
+        kept = ctx.saved_tensors
+        below = None
+        if ctx.needs_input_grad[0]:
+            below = torch.zeros(ctx.shape, dtype=ctx.dtype, device=grad.device)
+        found: list[torch.Tensor] = []
+        for i, route in enumerate(ctx.routes):
+            mask, flat, low, a, b = kept[5 * i : 5 * i + 5]
+            dtype_a, dtype_b = ctx.weight_dtypes[2 * i : 2 * i + 2]
+            own = route.own(grad)
+            scaled = (own.to(b.dtype) * route.scaling).reshape(-1, own.shape[-1])
+            low_grad = scaled @ b
+            found += ((low_grad.t() @ flat).to(dtype_a), (scaled.t() @ low).to(dtype_b))
+            if below is not None:
+                dropped = (low_grad @ a).view(*own.shape[:-1], -1).to(dtype_a)
+                route.own(below).copy_(dropped if mask is None else dropped * mask)
+        return below, grad, None, *found
 
 
 class SharedBackbone:
@@ -218,7 +279,8 @@ class SharedBackbone:
             if grad is None:
                 continue
             below[rows, : part.num_tokens] = grad
-            parameters += (p for m in part.adapters.values() for p in _trained(m))
+            own = (w for adapter in part.adapters.values() for w in _weights(adapter))
+            parameters += (weight for weight in own if weight.requires_grad)
         if not parameters:
             return
         found = torch.autograd.grad(hidden, parameters, below, allow_unused=True)
@@ -267,12 +329,6 @@ class SharedBackbone:
                     generator.set_state(state)
 
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
-
-
-def _trained(adapter: LoraLinear) -> Iterator[torch.Tensor]:
-    for name in adapter.active_adapters:
-        for module in (adapter.lora_A[name], adapter.lora_B[name]):
-            yield from (p for p in module.parameters() if p.requires_grad)
 
 
 def _padded(slices: Sequence[Slice], width: int) -> dict[str, torch.Tensor]:
