@@ -40,6 +40,10 @@ def create_model(config: dict[str, Any]) -> tuple[Any, Any]:
     return tiny_model(), tiny_tokenizer()
 
 
+def create_model_without_dropout(config: dict[str, Any]) -> tuple[Any, Any]:
+    return tiny_model(dropout=0.0), tiny_tokenizer()
+
+
 def word_variety(completions: list[str], **_: Any) -> list[float]:
     return [len(set(text.split())) / 10 for text in completions]
 
@@ -105,10 +109,18 @@ EXPERIMENTS: Mapping[str, Sequence[RFModelConfig]] = {
             reward_funcs=[GrowingReward()],
         ),
     ),
+    "gang": (
+        lora(4, sft(max_steps=6, seed=1, gradient_accumulation_steps=3)),
+        lora(8, sft(max_steps=7, seed=2, per_device_train_batch_size=2, bf16=True)),
+        lora(2, RFDPOConfig(**COMMON, max_steps=5, max_length=64, seed=3)),
+        lora(4, sft(num_train_epochs=2, seed=4, logging_steps=3, eval_strategy="steps",
+                    eval_steps=2)),
+        RFModelConfig(training_args=sft(max_steps=3, seed=5, learning_rate=1e-3)),
+    ),
 }  # fmt: skip
 """The configurations of the scripts."""
 
-NUM_ROWS = {"SFT": 22, "DPO": 24, "GRPO": 6}
+NUM_ROWS = {"SFT": 22, "DPO": 24, "GRPO": 6, "gang": 22}
 
 
 @dataclass(frozen=True)
@@ -144,6 +156,7 @@ class Script:
     """At the first step, open the pipe of that name + ".reached", then wait for ".go"."""
     background: bool = False
     """Train in the background, and end the script after the first step."""
+    fuse: str = "off"
 
 
 LOG = "lives.jsonl"
@@ -216,12 +229,13 @@ def run(plain: Mapping[str, Any]) -> None:
     experiment = Experiment(script.name, experiment_path=script.folder)
     experiment.run_fit(
         EXPERIMENTS[script.experiment],
-        create_model,
+        create_model if script.fuse == "off" else create_model_without_dropout,
         Dataset.from_list(rows(NUM_ROWS[script.experiment], seed=0)),
         Dataset.from_list(rows(6, seed=1)),
         num_chunks=2,
         trackers=[witness],
         background=script.background,
+        fuse=script.fuse,
     )
     if script.background:
         witness.first_step.wait()

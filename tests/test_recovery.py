@@ -138,6 +138,52 @@ class TestWhatEndsAScript:
         assert folder.stored() == undisturbed
 
 
+GANG = Script("gang", folder="", fuse="on")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_gang(
+    tmp_path_factory: pytest.TempPathFactory, children: Children
+) -> dict[str, Any]:
+    folder = Folder(tmp_path_factory.mktemp("undisturbed"), children)
+    assert folder.run(GANG) == 0, folder.printed
+    stored = folder.stored()
+    fused = ["fused: shares its passes" in " ".join(run["notes"]) for run in stored["runs"]]
+    assert fused == [True, True, True, True, False]
+    return stored
+
+
+class TestGangs:
+    """Runs that share passes are ended in the middle of one another's steps."""
+
+    def test_kill_9(self, folder: Folder, undisturbed_gang: dict[str, Any]) -> None:
+        for number, checkpoint_every in ((25, 2), (50, 3)):
+            fault = Fault(event=True, number=number)
+            script = replace(GANG, fault=fault, checkpoint_every=checkpoint_every)
+            assert folder.run(script) == -signal.SIGKILL
+        assert folder.run(GANG) == 0, folder.printed
+        assert folder.stored() == undisturbed_gang
+        recovery.assert_tidy(folder.path / "exam")
+        recovery.assert_nothing_repeated(folder.path)
+
+    def test_ctrl_c_lets_every_run_end_its_step(
+        self, folder: Folder, undisturbed_gang: dict[str, Any]
+    ) -> None:
+        # No checkpoints but those that the end writes.
+        script = replace(GANG, checkpoint_every=1000)
+        fault = Fault(event=True, number=60, signal=signal.SIGINT)
+        assert folder.run(replace(script, fault=fault)) == 130, folder.printed
+        assert all(run["step"] > 0 for run in folder.stored()["runs"][:4])
+        assert folder.run(script) == 0, folder.printed
+        assert folder.stored() == undisturbed_gang
+
+    def test_other_modes_are_other_runs(self, folder: Folder) -> None:
+        fault = Fault(event=True, number=25)
+        assert folder.run(replace(GANG, fault=fault)) == -signal.SIGKILL
+        assert folder.run(replace(GANG, fuse="off")) == 0, folder.printed
+        assert recovery.statuses(folder.path / "exam") == ["stopped"] * 5 + ["completed"] * 5
+
+
 class TestOneProcessAtATime:
     def test_the_second_is_refused_with_the_pid_of_the_first(
         self, folder: Folder, undisturbed: dict[str, Any]

@@ -99,6 +99,7 @@ class Experiment:
         checkpoint_every_s: float = 60.0,
         policies: Sequence[Policy] = (),
         trackers: Sequence[Listener] = (),
+        fuse: str = "off",
         **incumbent: Any,
     ) -> FitHandle | None:
         """Train all configurations by turns, chunk by chunk, until each has ended.
@@ -132,6 +133,8 @@ class Experiment:
                 more where writing one takes more than a fiftieth of that.
             policies: Asked at each chunk's end which runs to stop.
             trackers: Told of every event.
+            fuse: "on" lets LoRA runs on one base share their passes through it, which saves work
+                where their batches are small; see docs/fused.md. "off" trains by turns only.
             incumbent: The names `param_config`, `create_model_fn` and `monte_carlo_simulations`,
                 which scripts for RapidFire AI's own package use.
 
@@ -164,6 +167,7 @@ class Experiment:
             checkpoint_every_s=checkpoint_every_s,
             policies=policies,
             trackers=trackers,
+            fuse=fuse,
         )
         if self._folder.store.exists() and not _is_unfinished(self._folder):
             self._folder = self._claim()

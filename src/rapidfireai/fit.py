@@ -51,6 +51,12 @@ _LOCK_WAIT_S = 1.0
 _SWEEP_S = 30.0
 """Seconds between two looks for deleted runs that cannot be restored any more."""
 
+FUSE_MODES = ("off", "on")
+"""Whether runs share passes through their base."""
+
+GANG_SIZE = 16
+"""Runs that share a pass at the most. Each of them is held on the device while it trains."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitRequest:
@@ -73,6 +79,7 @@ class FitRequest:
     checkpoint_every_s: float
     policies: Sequence[Policy]
     trackers: Sequence[Listener]
+    fuse: str = "off"
 
     def __post_init__(self) -> None:
         if self.config_group is None:
@@ -88,6 +95,11 @@ class FitRequest:
         _check_integer("seed", self.seed, least=0)
         for name in ("memory_limit_gib", "host_memory_limit_gib", "checkpoint_every_s"):
             _check_size(name, getattr(self, name))
+        if self.fuse not in FUSE_MODES:
+            raise ConfigError(
+                f"fuse={self.fuse!r} cannot be used; it is one of "
+                f"{', '.join(map(repr, FUSE_MODES))}"
+            )
         for name, takes in (
             ("create_model", "the model configuration and returns (model, tokenizer)"),
             ("create_trainer", "(config, context) and returns a transformers.Trainer"),
@@ -180,11 +192,18 @@ class Fit:
             KeyboardInterrupt: Ctrl-C, after all runs have been written down.
             SystemExit: SIGTERM, likewise.
         """
+        from rapidfireai.workers.gang import Gang
         from rapidfireai.workers.in_process import InProcessExecutor
         from rapidfireai.workers.process_state import Isolated
         from rapidfireai.workers.telemetry import DeviceMonitor
 
-        executor = InProcessExecutor(self._workload, self._memory(), DeviceMonitor(self._device))
+        executor = InProcessExecutor(
+            self._workload,
+            self._memory(),
+            DeviceMonitor(self._device),
+            Gang(self._device),
+            num_workers=1 if self._request.fuse == "off" else GANG_SIZE,
+        )
         with (
             self._held,
             old_objects_set_aside(),
@@ -261,6 +280,8 @@ class Fit:
             name: digest(getattr(request, name))
             for name in ("create_model", "create_trainer", "train_dataset", "eval_dataset", "seed")
         }
+        if request.fuse != "off":  # shared passes pad, which decides about the numbers
+            surroundings["fuse"] = request.fuse
         identities = [run_identity(config, surroundings) for config in configs]
         stored = self._stored_runs()
         originals = [run for run in stored if run.parent_id is None]
@@ -280,6 +301,7 @@ class Fit:
                     num_chunks=request.num_chunks,
                     device=self._device,
                     checkpoint_every_s=request.checkpoint_every_s,
+                    fuse=request.fuse != "off",
                 )
             )
         self._book = SpecBook(specs, folder)

@@ -47,6 +47,8 @@ class Case:
     trainer_kwargs: Mapping[str, Any] = field(default_factory=dict)
     made_kwargs: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     """Further ones that are made where they are used, since they cannot travel."""
+    base_dropout: float = 0.1
+    """Attention dropout of the base."""
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -78,13 +80,13 @@ def teacher() -> Any:
     return tiny_model(seed=99)
 
 
-def create_model(trainer: str) -> Any:
+def create_model(trainer: str, dropout: float = 0.1) -> Any:
     """The model that a trainer trains; a reward model's head is random."""
     if trainer == "Reward":
-        config = tiny_model().config
+        config = tiny_model(dropout=dropout).config
         config.num_labels = 1
         return LlamaForSequenceClassification(config)
-    return tiny_model()
+    return tiny_model(dropout=dropout)
 
 
 class NoisyTrainer(Trainer):
@@ -217,9 +219,9 @@ def _trl_trainer(case: Case, train: Dataset, evaluation: Dataset | None, folder:
     if case.lora is not None:
         kwargs["peft_config"] = LoraConfig(**case.lora)
     elif case.trainer in ("DPO", "KTO"):
-        kwargs["ref_model"] = tiny_model()
+        kwargs["ref_model"] = tiny_model(dropout=case.base_dropout)
     trainer: Trainer = getattr(trl, f"{case.trainer}Trainer")(
-        model=create_model(case.trainer),
+        model=create_model(case.trainer, case.base_dropout),
         args=config,
         train_dataset=train,
         eval_dataset=evaluation,

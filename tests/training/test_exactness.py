@@ -14,12 +14,14 @@ from transformers import Trainer, TrainerCallback
 from rapidfireai import Experiment
 from rapidfireai.automl import (
     List,
+    RFCPOConfig,
     RFDistillationConfig,
     RFDPOConfig,
     RFGRPOConfig,
     RFKTOConfig,
     RFLoraConfig,
     RFModelConfig,
+    RFORPOConfig,
     RFRewardConfig,
     RFRLOOConfig,
     RFSFTConfig,
@@ -48,6 +50,8 @@ TEMPLATES: dict[str, type[Any]] = {
     "GRPO": RFGRPOConfig,
     "RLOO": RFRLOOConfig,
     "KTO": RFKTOConfig,
+    "ORPO": RFORPOConfig,
+    "CPO": RFCPOConfig,
     "Reward": RFRewardConfig,
     "Distillation": RFDistillationConfig,
 }

@@ -183,6 +183,9 @@ class Engine:
         command = given.command
         reason = refusal(command, self._runs)
         clone = None
+        if reason is None and command.verb is Verb.CLONE and command.warm_start:
+            for event in self._executor.save(command.run_id):
+                self._apply(event)
         if reason is None:
             try:
                 clone = self._prepare(command)
@@ -208,8 +211,6 @@ class Engine:
             self._preparer.resume(run)
         if command.verb is not Verb.CLONE:
             return None
-        if command.warm_start:
-            self._executor.save(run.id)
         return self._preparer.clone(run, command, RunId(max(self._runs) + 1))
 
     def _obey(self, given: CommandRecord) -> None:

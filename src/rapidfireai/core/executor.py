@@ -35,15 +35,16 @@ class Executor(Protocol):
         """End a run that has no open order or has just reported; keep what it learned.
 
         An open order of the run is closed by it, and its worker is idle again. Returns the run's
-        last events: any number of `MetricsLogged` and `RunNoted`, then `RunStopped` or `RunFailed`.
+        last events, those of the step that it was in and its end: `RunStopped` or, if that came
+        first, `RunFailed` or `RunCompleted`.
         """
         ...
 
-    def save(self, run_id: RunId) -> None:
+    def save(self, run_id: RunId) -> Sequence[Event]:
         """Write a run down as it stands, for another to start from; it goes on as if nothing was.
 
-        As for `stop`, the run has no open order or has just reported. Nothing happens for one that
-        is not in memory: its latest checkpoint is on disk.
+        Nothing happens for one that is not in memory: its latest checkpoint is on disk. Returns
+        what happened before it could be written, such as the end of the step that it was in.
         """
         ...
 

@@ -131,8 +131,9 @@ class SimulatedExecutor:
             self._active_s[run_id] += self._clock.now() - entry.start_s
         return (RunStopped(run_id=run_id, reason=reason, active_s=self._active_s[run_id]),)
 
-    def save(self, run_id: RunId) -> None:
+    def save(self, run_id: RunId) -> Sequence[Event]:
         """Nothing to write."""
+        return ()
 
     def close(self) -> None:
         """Abandon the open orders."""

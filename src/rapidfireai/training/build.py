@@ -55,6 +55,8 @@ class RunSpec:
     """Seconds of the run's own training between two checkpoints, at least."""
     fork: Fork | None = None
     """Where a warm clone begins; None begins at step 0."""
+    fuse: bool = False
+    """Whether to share passes through the base with other runs, if the run can."""
 
     @property
     def checkpoints(self) -> Path:

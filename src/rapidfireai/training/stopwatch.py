@@ -21,6 +21,10 @@ class Stopwatch:
             self._total_s += time.perf_counter() - self._since
             self._since = None
 
+    def add(self, seconds: float) -> None:
+        """Count time that was spent for the run elsewhere."""
+        self._total_s += seconds
+
     def reset(self, total_s: float = 0.0) -> None:
         """Begin again at `total_s`, counting or not as before."""
         self._total_s = total_s

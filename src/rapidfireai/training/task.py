@@ -41,12 +41,15 @@ from rapidfireai.training.checkpoint import (
 )
 from rapidfireai.training.forgotten import Forgotten
 from rapidfireai.training.fork import ForkedStart
+from rapidfireai.training.fused import FusedBackbone, why_sliced
 from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.training.instrument import Instrument
 from rapidfireai.training.output import save_run
 from rapidfireai.training.position import DataPosition
 from rapidfireai.workers.fiber import Fiber, FiberClosed
+from rapidfireai.workers.gang import Backward, Forward, Request
 from rapidfireai.workers.process_state import ProcessState
+from rapidfireai.workers.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +65,12 @@ class TrainingTask:
     def __init__(self, parts: RunParts, room: Room | None = None) -> None:
         self._parts = parts
         self._room = room or Room()
+        self._is_fused = False
+        self._request: Request | None = None
         self._state = ProcessState()
-        self._fiber: Fiber[_Request, list[Event]] = Fiber(self._train, f"run-{self._run_id}")
+        self._fiber: Fiber[_Asked, list[Event] | Request] = Fiber(
+            self._train, f"run-{self._run_id}"
+        )
         self._resolved: Resolved | None = None
         self._trainer: Any = None
         self._instrument: Instrument | None = None
@@ -92,9 +99,30 @@ class TrainingTask:
         """Whether Ctrl-C arrived during the last step."""
         return self._fiber.interrupted
 
+    @property
+    def request(self) -> Request | None:
+        """What the run waits for, in the middle of a step."""
+        return self._request
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the run asks for shared passes; known once its trainer stands."""
+        return self._is_fused
+
     def resume(self) -> Sequence[Event]:
-        """Train one step."""
+        """Train one step, or go on with it until the next request."""
         return self._work(None)
+
+    def step_aside(self) -> None:
+        """Give the process its state back, in the middle of a chunk."""
+        self._state.leave()
+
+    def take_over(self, other: Task) -> None:
+        """Exchange the other's process state for this run's own."""
+        if isinstance(other, TrainingTask):
+            self._state.take_over(other._state)  # noqa: SLF001 - one of its own kind
+        else:
+            other.step_aside()
 
     def stop(self, reason: str) -> Sequence[Event]:
         """Save the run as it is and end it."""
@@ -148,7 +176,11 @@ class TrainingTask:
         self._fiber.interrupted = False
         self._begun = True
         self._state.enter()
-        events = self._fiber.resume(stop)
+        handed = self._fiber.resume(stop)
+        if isinstance(handed, Forward | Backward):
+            self._request = handed
+            return []
+        self._request, events = None, handed
         if self._fiber.done:
             self._release()
         elif isinstance(events[-1], ChunkFinished):
@@ -159,7 +191,7 @@ class TrainingTask:
 
     def _release(self) -> None:
         """Free what the run held on the device, now: a trainer is full of reference cycles."""
-        self._instrument = self._trainer = self._own = None
+        self._instrument = self._trainer = self._own = self._request = None
         self._resumption = self._forgotten = self._position = None
         self._state.leave()
         gc.collect()
@@ -173,6 +205,9 @@ class TrainingTask:
         self._unsent = events
         if isinstance(events[-1], RunStarted | ChunkFinished):
             self._parts.base.verify()
+        elif self._is_fused:
+            # Others go through the base before this chunk ends.
+            self._parts.base.glance()
         if isinstance(events[-1], RunStarted) and self._resumption is not None:
             events = [*events, *self._resumption.told]
             self._note(self._resumption.note)
@@ -246,7 +281,28 @@ class TrainingTask:
         if note is not None:
             self._notes.append(RunNoted(run_id=self._run_id, note=note))
 
-    def _train(self, fiber: "Fiber[_Request, list[Event]]") -> list[Event]:
+    def _ask(self, request: Request) -> None:
+        """Called in the fiber, in the middle of a step: wait until a gang has answered."""
+        instrument = self._instrument
+        assert instrument is not None, "only a trainer with its instrument trains"
+        instrument.stopwatch.stop()
+        self._fiber.pause(request)
+        forward = request.forward if isinstance(request, Backward) else request
+        instrument.stopwatch.add(forward.seconds)
+        instrument.stopwatch.start()
+
+    def _join(self, resolved: Resolved) -> str | None:
+        """Let the trainer share its passes, if that is wished and can be; a note of which."""
+        if not self._parts.spec.fuse:
+            return None
+        reason = why_sliced(self._parts, resolved, self._trainer)
+        if reason is not None:
+            return f"time-sliced, not fused: {reason}"
+        self._is_fused = True
+        FusedBackbone(self._trainer, self._parts, self._ask, self._note)
+        return "fused: shares its passes through the base with other runs"
+
+    def _train(self, fiber: "Fiber[_Asked, list[Event] | Request]") -> list[Event]:
         """The fiber's body: the run from its first line to its last event."""
         try:
             instrument = self._run_from_latest()
@@ -318,13 +374,19 @@ class TrainingTask:
             )
         self._forgotten = Forgotten(self._trainer, parts.base.storages())
         notes = () if parts.spec.fork is None else parts.spec.fork.notes
+        joined = self._join(resolved)
         self._instrument = Instrument(
             self._run_id,
             self._trainer,
             num_chunks=parts.spec.num_chunks,
             pause=self._pause,
             resolved=resolved.to_json(),
-            notes=(*resolved.notes, *parts.notes, *notes),
+            notes=(
+                *resolved.notes,
+                *parts.notes,
+                *notes,
+                *([] if joined is None else [joined]),
+            ),
             scoring=scoring,
             resumption=resumption,
         )
@@ -401,7 +463,7 @@ class _Stop(BaseException):
         self.reason = reason
 
 
-_Request = _Stop | _Save
+_Asked = _Stop | _Save
 """What a paused run may be resumed with instead of going on."""
 
 

@@ -1,4 +1,8 @@
-"""The executor for one device: tasks run in the engine's own process, one at a time."""
+"""The executor for one device: tasks run in the engine's own process, one at a time.
+
+Tasks that share passes through their base, a gang, work on their chunks together, each up to its
+next pass; a task that does not is let alone for a whole chunk.
+"""
 
 from collections.abc import Sequence
 
@@ -13,11 +17,11 @@ from rapidfireai.core.events import (
 )
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.scheduler import Assign
+from rapidfireai.workers.gang import Backward, Forward, Gang
 from rapidfireai.workers.memory import MemoryTiers
 from rapidfireai.workers.task import Task, Workload
 from rapidfireai.workers.telemetry import DeviceMonitor, own_bytes
 
-_WORKER = WorkerId(0)
 _ENDS_CHUNK = (ChunkFinished, RunCompleted, RunFailed)
 _ENDS_RUN = (RunCompleted, RunFailed)
 
@@ -27,33 +31,53 @@ class InProcessExecutor:
 
     Paused runs stay in memory as `memory` has room for them; `monitor` is read at chunk ends.
 
-    `receive` does the work: it resumes the task of the open order for one step. Ctrl-C during a
-    step takes effect as KeyboardInterrupt out of the next `receive`, with nothing lost.
+    `receive` does the work: it resumes tasks until one has something to tell. Ctrl-C meanwhile
+    takes effect as KeyboardInterrupt out of the next `receive`, with nothing lost.
+
+    Args:
+        workload: Makes the tasks.
+        memory: Keeps them within the device's memory.
+        monitor: Of the device.
+        gang: Answers tasks that share passes.
+        num_workers: Orders that may be open at a time: the most tasks that share a pass.
     """
 
-    def __init__(self, workload: Workload, memory: MemoryTiers, monitor: DeviceMonitor) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        memory: MemoryTiers,
+        monitor: DeviceMonitor,
+        gang: Gang,
+        num_workers: int = 1,
+    ) -> None:
         self._workload = workload
         self._memory = memory
         self._monitor = monitor
+        self._gang = gang
+        self._workers = tuple(map(WorkerId, range(num_workers)))
         self._tasks: dict[RunId, Task] = {}
-        self._open: RunId | None = None
+        self._open: dict[RunId, int] = {}
+        """Runs with an order, and the chunk that they work on."""
+        self._begun: set[RunId] = set()
+        """Those of them whose tensors are on the device."""
+        self._current: Task | None = None
+        """The last that worked; the process's state may still be its own."""
         self._interrupted = False
 
     @property
     def workers(self) -> Sequence[WorkerId]:
-        """The one worker."""
-        return (_WORKER,)
+        """Places for open orders; all of them are on the one device."""
+        return self._workers
 
     def assign(self, order: Assign) -> None:
         """Take the order; `receive` carries it out."""
-        assert self._open is None, "the worker has an order already"
+        assert len(self._open) < len(self._workers), "every worker has an order already"
         if order.run_id not in self._tasks:
             self._tasks[order.run_id] = self._workload.task(order.run_id)
-        self._memory.before_training(order.run_id)
-        self._open = order.run_id
+        self._open[order.run_id] = order.chunk
 
     def receive(self) -> Sequence[Event]:
-        """Let the assigned run do one step.
+        """Let the assigned runs work until one of them has something to tell.
 
         Raises:
             KeyboardInterrupt: Ctrl-C arrived during the step before.
@@ -61,21 +85,97 @@ class InProcessExecutor:
         if self._interrupted:
             self._interrupted = False
             raise KeyboardInterrupt
-        if self._open is None:
-            return ()
-        task = self._tasks[self._open]
-        events = list(task.resume())
-        self._interrupted = task.interrupted
-        if isinstance(events[-1], _ENDS_RUN):
-            self._memory.forget(self._open)
-            del self._tasks[self._open]
-        elif isinstance(events[-1], ChunkFinished):
-            self._memory.after_training(self._open, task)
-        if isinstance(events[-1], _ENDS_CHUNK):
-            self._open = None
-        if isinstance(events[-1], ChunkFinished | RunCompleted):
-            events.insert(-1, self._measured(events[-1], task))
+        events: list[Event] = []
+        while self._open and not events:
+            events = self._advance()
         return events
+
+    def _advance(self) -> list[Event]:
+        """One move: a step of a run that works alone, or all of a gang up to its next passes."""
+        least = min(self._open.values())
+        for run_id, chunk in self._open.items():
+            if chunk == least and run_id in self._begun and not self._tasks[run_id].is_fused:
+                return self._resume(run_id)
+        # No more than one chunk ahead, so that runs stay comparable.
+        turn = [run_id for run_id, chunk in self._open.items() if chunk <= least + 1]
+        # Who worked last goes on first, which saves an exchange of the process's state.
+        for run_id in sorted(turn, key=lambda run_id: self._tasks[run_id] is not self._current):
+            if run_id not in self._begun or self._goes_on(self._tasks[run_id]):
+                events = self._resume(run_id)
+                if events:
+                    return events
+        return self._pass_on([run_id for run_id in turn if self._waits(run_id)])
+
+    @staticmethod
+    def _goes_on(task: Task) -> bool:
+        """Whether a task of a gang has all that it needs until its next pass."""
+        return task.is_fused and (task.request is None or task.request.is_answered)
+
+    def _waits(self, run_id: RunId) -> bool:
+        """Whether the run waits for a pass."""
+        task = self._tasks.get(run_id)
+        return task is not None and task.request is not None and not task.request.is_answered
+
+    def _pass_on(self, run_ids: list[RunId]) -> list[Event]:
+        """Take runs that wait for a forward pass through that and the backward pass."""
+        runs = {id(self._tasks[run_id].request): run_id for run_id in run_ids}
+        requests = [self._tasks[run_id].request for run_id in run_ids]
+        events: list[Event] = []
+        for cohort in self._gang.cohorts([r for r in requests if isinstance(r, Forward)]):
+            left = cohort
+            while left:
+                answered = self._gang.forward(left)
+                left = left[len(answered) :]
+                members = [runs[id(request)] for request in answered]
+                for run_id in members:
+                    events += self._resume(run_id)
+                asking = [
+                    task.request
+                    for task in map(self._tasks.get, members)
+                    if task is not None and isinstance(task.request, Backward)
+                ]
+                self._gang.backward(answered, asking)
+        return events
+
+    def _resume(self, run_id: RunId) -> list[Event]:
+        task = self._tasks[run_id]
+        if run_id not in self._begun:
+            self._memory.before_training(run_id)
+            self._begun.add(run_id)
+        self._turn_to(task)
+        events = list(task.resume())
+        self._interrupted |= task.interrupted
+        if events:
+            self._settle(run_id, task, events)
+        return events
+
+    def _turn_to(self, task: Task | None) -> None:
+        """Have nobody but this task hold the process's state."""
+        current, self._current = self._current, task
+        if current is None or current is task:
+            return
+        if task is None:
+            current.step_aside()
+        else:
+            task.take_over(current)
+
+    def _settle(self, run_id: RunId, task: Task, events: list[Event]) -> None:
+        """Keep account of an order that may have ended."""
+        end = events[-1]
+        if isinstance(end, _ENDS_RUN):
+            self._memory.forget(run_id)
+            del self._tasks[run_id]
+        elif isinstance(end, ChunkFinished):
+            self._memory.after_training(run_id, task)
+        if isinstance(end, _ENDS_CHUNK):
+            self._close_order(run_id)
+            self._turn_to(None)
+        if isinstance(end, ChunkFinished | RunCompleted):
+            events.insert(-1, self._measured(end, task))
+
+    def _close_order(self, run_id: RunId) -> None:
+        self._open.pop(run_id, None)
+        self._begun.discard(run_id)
 
     def _measured(self, end: ChunkFinished | RunCompleted, task: Task) -> MetricsLogged:
         """What the device and the process do at a chunk's end, and what the run holds."""
@@ -87,30 +187,48 @@ class InProcessExecutor:
         )
 
     def stop(self, run_id: RunId, reason: str) -> Sequence[Event]:
-        """End the run where it stands."""
-        if self._open == run_id:
-            self._open = None
+        """End the run where it stands; in the middle of a step, after that step."""
+        events = self._end_step(run_id)
+        if run_id not in self._tasks and events:
+            return events
+        self._close_order(run_id)
         task = self._tasks.pop(run_id, None)
         if task is None:
             return (RunStopped(run_id=run_id, reason=reason, active_s=0.0),)
+        self._turn_to(task)
         self._memory.before_training(run_id)
-        events = task.stop(reason)
+        events += task.stop(reason)
+        self._turn_to(None)
         self._memory.forget(run_id)
         return events
 
-    def save(self, run_id: RunId) -> None:
-        """Write the run down as it stands."""
+    def save(self, run_id: RunId) -> Sequence[Event]:
+        """Write the run down as it stands; in the middle of a step, after that step."""
+        events = self._end_step(run_id)
         task = self._tasks.get(run_id)
         if task is not None:
+            self._turn_to(task)
             self._memory.before_training(run_id)
             task.save()
-            if run_id != self._open:
+            self._turn_to(None)
+            if run_id not in self._begun:
                 self._memory.after_training(run_id, task)
+        return events
+
+    def _end_step(self, run_id: RunId) -> list[Event]:
+        """Let a run of a gang go on to its next step boundary, if it is not at one."""
+        events: list[Event] = []
+        while run_id in self._tasks and self._tasks[run_id].request is not None:
+            events += self._pass_on([run_id]) if self._waits(run_id) else self._resume(run_id)
+        return events
 
     def close(self) -> None:
         """Abandon all tasks."""
-        self._open = None
+        self._open.clear()
+        self._begun.clear()
+        self._turn_to(None)
         for task in self._tasks.values():
             task.close()
         self._tasks.clear()
+        self._gang.close()
         self._memory.close()

@@ -89,6 +89,8 @@ class MemoryTiers:
         self._warm_limit = 0 if device.type == "cpu" else warm_limit_bytes
         # In the order in which they were last paused.
         self._residents: dict[RunId, _Resident] = {}
+        self._training: set[RunId] = set()
+        """They are hot, and stay so until they pause."""
         self.num_moves = 0
         """How often a run has been moved from the device."""
 
@@ -103,9 +105,10 @@ class MemoryTiers:
 
     def before_training(self, run_id: RunId) -> None:
         """Bring the run's tensors to the device, and others away if there is no room for both."""
+        self._training.add(run_id)
         resident = self._residents.get(run_id)
         needed = 0 if resident is None or resident.tier is Tier.HOT else resident.num_bytes
-        self._make_room(needed, self._working_bytes(resident), keep=run_id)
+        self._make_room(needed, self._working_bytes(resident))
         if resident is not None and resident.tier is not Tier.HOT:
             self._heat(run_id, resident)
         if self._device.type == "cuda":
@@ -114,6 +117,7 @@ class MemoryTiers:
     def after_training(self, run_id: RunId, owner: Owner) -> None:
         """Take note of the run's tensors, now that it is paused."""
         self._residents.pop(run_id, None)
+        self._training.discard(run_id)
         tensors = _distinct(owner.own_tensors())
         self._residents[run_id] = _Resident(
             owner=owner,
@@ -129,6 +133,7 @@ class MemoryTiers:
 
     def forget(self, run_id: RunId) -> None:
         """The run has ended."""
+        self._training.discard(run_id)
         if self._residents.pop(run_id, None) is not None:
             self._file(run_id).unlink(missing_ok=True)
 
@@ -143,11 +148,11 @@ class MemoryTiers:
             return resident.working_bytes
         return max((r.working_bytes for r in self._residents.values()), default=0)
 
-    def _make_room(self, needed: int, working: int, keep: RunId) -> None:
+    def _make_room(self, needed: int, working: int, keep: RunId | None = None) -> None:
         for run_id, resident in reversed(list(self._residents.items())):
             if not self._is_short(needed, working):
                 return
-            if resident.tier is Tier.HOT and run_id != keep:
+            if resident.tier is Tier.HOT and run_id != keep and run_id not in self._training:
                 self._cool(run_id, resident)
 
     def _is_short(self, needed: int, working: int) -> bool:

@@ -174,14 +174,15 @@ class _Bound:
             flags=_Flags.capture(),
         )
 
-    def bind(self) -> None:
+    def bind(self, now: _Flags | None = None) -> None:
+        """Put it in place; `now` are the flags that are in place, if that is known."""
         # The dictionaries are rebound, not copied: instances made while they were bound keep
         # theirs, and accelerate's own reset clears only the one that is bound.
         PartialState._shared_state = self.partial  # noqa: SLF001
         AcceleratorState._shared_state = self.accelerator  # noqa: SLF001
         GradientState._shared_state = self.gradient  # noqa: SLF001
         self.rng.restore()
-        if self.flags != _Flags.capture():
+        if self.flags != (now or _Flags.capture()):
             self.flags.restore()
 
 
@@ -189,8 +190,8 @@ class ProcessState:
     """One run's set of process-wide state. Starts with the surrounding random state and flags, and
     with accelerate as in a fresh process.
 
-    `enter` and `leave` are called by the thread that owns all fibers, while no fiber runs. At most
-    one state is entered at a time.
+    Its methods are called by the thread that owns all fibers, while no fiber runs. At most one
+    state is entered at a time.
     """
 
     def __init__(self) -> None:
@@ -209,7 +210,7 @@ class ProcessState:
         self._outer = _Bound.capture()
         if self._own is None:
             self._own = _Bound({}, {}, {}, self._outer.rng, self._outer.flags)
-        self._own.bind()
+        self._own.bind(self._outer.flags)
 
     def leave(self) -> None:
         """Keep this state and put the surrounding one back. Nothing to do if not entered."""
@@ -217,7 +218,18 @@ class ProcessState:
             return
         self._own = _Bound.capture()
         outer, self._outer = self._outer, None
-        outer.bind()
+        outer.bind(self._own.flags)
+
+    def take_over(self, other: "ProcessState") -> None:
+        """`other.leave()` and `enter()`, without putting the surrounding state back in between."""
+        if other is self or other._outer is None:  # noqa: SLF001 - one of its own kind
+            return
+        assert self._outer is None, "two states cannot both be entered"
+        self._outer, other._outer = other._outer, None  # noqa: SLF001
+        other._own = now = _Bound.capture()  # noqa: SLF001
+        if self._own is None:
+            self._own = _Bound({}, {}, {}, self._outer.rng, self._outer.flags)
+        self._own.bind(now.flags)
 
     def __enter__(self) -> "ProcessState":
         self.enter()

@@ -116,6 +116,8 @@ class Base:
         self._storages = {name: tensor.detach() for name, tensor in self._shared.items()}
         self._places = self._find()
         self._sums = self._read()
+        self._samples = [_sample(tensor) for tensor in self._storages.values()]
+        self._sampled = self._read_samples().clone()
 
     def with_tokenizer(self, tokenizer: Any) -> "Base":
         """The same weights with another tokenizer."""
@@ -171,6 +173,18 @@ class Base:
             f"callback has to change the base, {_ADVICE}"
         )
 
+    def glance(self) -> None:
+        """Look at a sample of the weights, and at all of them if that has changed.
+
+        For between two `verify` at which all is read, where that would cost too much: it finds
+        what changes a tensor as a whole, such as merging an adapter.
+
+        Raises:
+            SharedWeightsError: As `verify` does.
+        """
+        if self._find() != self._places or not torch.equal(self._read_samples(), self._sampled):
+            self.verify()
+
     def _restore(self) -> None:
         fresh = dict(_named_tensors(self._recreate()))
         for name, tensor in self._shared.items():
@@ -191,6 +205,9 @@ class Base:
         sums = [_checksum(tensor) for tensor in self._shared.values()]
         return torch.stack(sums).tolist() if sums else []
 
+    def _read_samples(self) -> torch.Tensor:
+        return torch.cat(self._samples) if self._samples else torch.empty(0)
+
 
 _WRITTEN = "The run wrote to base weights that it shares with other runs."
 _ADVICE = "give the run weights of its own: RFModelConfig(..., share_base=False)."
@@ -205,11 +222,25 @@ def _broken(why: str) -> SharedWeightsError:
 
 
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of the tensor's bits, in words as wide as fit."""
+    """The sum of the tensor's bits."""
+    return _words(tensor).sum(dtype=torch.int64)
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's bits, in words as wide as fit."""
     flat = tensor.detach().reshape(-1).view(torch.uint8)
     aligned = len(flat) % 8 == 0 and flat.storage_offset() % 8 == 0
-    words = flat.view(torch.int64) if aligned else flat
-    return words.sum(dtype=torch.int64)
+    return flat.view(torch.int64) if aligned else flat
+
+
+_SAMPLE_SIZE = 64
+"""Words of a tensor that a glance reads."""
+
+
+def _sample(tensor: torch.Tensor) -> torch.Tensor:
+    """Some of the tensor's bits, spread evenly, on its own storage."""
+    words = _words(tensor)
+    return words[:: max(1, len(words) // _SAMPLE_SIZE)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import torch
 
 from rapidfireai.core.events import Event
 from rapidfireai.core.ids import RunId
+from rapidfireai.workers.gang import Request
 
 
 class Task(Protocol):
@@ -18,6 +19,8 @@ class Task(Protocol):
 
     def resume(self) -> Sequence[Event]:
         """Work until the next safe place to pause, a step or so, and tell what happened.
+
+        Empty if the task waits for an answer to its `request`.
 
         The last event of a chunk is `ChunkFinished`, `RunCompleted` or `RunFailed`; with it, the
         process is as it was before the chunk.
@@ -35,6 +38,25 @@ class Task(Protocol):
             that has not begun, or writing failed. The reason then comes as a note with the events
             that follow.
         """
+        ...
+
+    @property
+    def request(self) -> Request | None:
+        """What the task waits for in the middle of a step; None at a safe place."""
+        ...
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the task asks for passes that it shares with others. Known after the first
+        events; a task that does not is to be let alone for a whole chunk."""
+        ...
+
+    def step_aside(self) -> None:
+        """Put the process as it was before the chunk, in the middle of it. Idempotent."""
+        ...
+
+    def take_over(self, other: "Task") -> None:
+        """Work next, in the middle of a chunk of the other's."""
         ...
 
     def stop(self, reason: str) -> Sequence[Event]:

@@ -1,0 +1,267 @@
+"""Where a trainer hands its backbone's work over to a gang, and which trainers can.
+
+Two methods are replaced on instances: the `forward` of the backbone, from the embeddings to the
+last norm, and `accelerator.backward`. Heads, losses, clipping, optimizers and schedules stay the
+trainer's own. Calls that train nothing - evaluation, generation, a reference model's - go to the
+run's own backbone.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from rapidfireai.training.arguments import Resolved
+from rapidfireai.training.build import RunParts
+from rapidfireai.workers.gang import Backward, Forward, Request
+from rapidfireai.workers.routed import Slice
+
+FUSABLE = ("SFT", "DPO", "KTO", "Reward", "ORPO", "CPO", "GRPO", "RLOO")
+"""Trainers that call their model once with gradients for each `accelerator.backward`."""
+
+_OPTIONS = (
+    "torch_compile",
+    "use_liger_kernel",
+    "activation_offloading",
+    "neftune_noise_alpha",
+    "full_determinism",
+    "tf32",
+    "packing",
+    "padding_free",
+    "deepspeed",
+    "fsdp",
+)
+"""Options that change how a backbone computes, or the process around it, for one run only."""
+
+_EMBEDDING_HOOK = "make_inputs_require_grads"
+"""Set by trainers for activation checkpointing; without effect on any number."""
+
+
+def why_sliced(parts: RunParts, resolved: Resolved, trainer: Any) -> str | None:
+    """Why the run cannot share its passes, for people to read; None if it can.
+
+    Args:
+        parts: The run's own.
+        resolved: Its arguments in force.
+        trainer: Built, not trained yet.
+    """
+    for reason in _reasons(parts, resolved, trainer):
+        return reason
+    return None
+
+
+def _reasons(parts: RunParts, resolved: Resolved, trainer: Any) -> Iterator[str]:
+    name = parts.spec.config.trainer_type
+    if parts.create_trainer is not None:
+        yield "create_trainer makes its trainer, whose use of the model is not known"
+    elif name not in FUSABLE:
+        yield f"its trainer is {name}; passes are shared by {', '.join(FUSABLE)}"
+    if resolved.private_base is not None:
+        yield f"it has base weights of its own: {resolved.private_base}"
+    if isinstance(parts.base.model, PeftModel):
+        yield "create_model returned a model with adapters on it"
+    if resolved.peft_config is None:
+        yield "it trains all weights"
+    for option in _OPTIONS:
+        # `fsdp` and `deepspeed` are empty where they are not used, `tf32` None.
+        value = getattr(resolved.args, option, None)
+        if value not in (None, False, "", [], {}) or (option == "tf32" and value is not None):
+            yield f"{option}={value!r} changes how the model computes for this run alone"
+    yield from _reasons_in_model(parts.base.model, trainer)
+
+
+def _reasons_in_model(base: nn.Module, trainer: Any) -> Iterator[str]:
+    model = trainer.model
+    if not isinstance(model, PeftModel):
+        yield "its model is no PeftModel"
+        return
+    whole = model.get_base_model()
+    backbone = whole.base_model
+    text_config = whole.config.get_text_config()
+    if backbone is whole or getattr(whole.config, "is_encoder_decoder", False):
+        yield f"{type(whole).__name__} is no decoder with a head"
+    if any(getattr(text_config, n, None) for n in ("num_experts", "num_local_experts")):
+        yield "the base is a mixture of experts"
+    if any(hasattr(module, "quant_state") for module in base.modules()) or getattr(
+        whole, "is_quantized", False
+    ):
+        yield "the base is quantized"
+    dropout = active_dropout(base)
+    if dropout is not None:
+        yield f"the base drops activations at random itself ({dropout})"
+    yield from _reasons_in_layers(backbone)
+
+
+def active_dropout(base: nn.Module) -> str | None:
+    """What in the base drops activations at random while it trains; None if nothing does."""
+    config = base.config.get_text_config()  # type: ignore[operator, union-attr]
+    for name, value in vars(config).items():
+        is_rate = isinstance(value, float | int) and not isinstance(value, bool) and value > 0
+        if "drop" in name and name != "classifier_dropout" and is_rate:
+            return f"{name}={value}"
+    return None
+
+
+def _reasons_in_layers(backbone: nn.Module) -> Iterator[str]:
+    for name, module in backbone.named_modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):  # noqa: SLF001
+            if _EMBEDDING_HOOK not in getattr(hook, "__qualname__", ""):
+                yield f"{name or 'the backbone'} has a hook"
+    yield from _reasons_in_adapters(backbone)
+
+
+def _reasons_in_adapters(backbone: nn.Module) -> Iterator[str]:
+    known: set[int] = set()
+    for name, module in backbone.named_modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        if type(module) is not LoraLinear:
+            yield f"its adapter on {name} is a {type(module).__name__}, not a linear layer"
+            continue
+        if module.lora_variant or any(module.lora_bias.values()) or module.merged:
+            yield f"its adapter on {name} is not plain LoRA"
+        if len(module.active_adapters) != 1:
+            yield f"its layer {name} has several active adapters"
+        known.update(id(p) for a in _low_rank(module) for p in a.parameters())
+    for name, parameter in backbone.named_parameters():
+        if parameter.requires_grad and id(parameter) not in known:
+            yield f"it trains {name}, which is no part of LoRA on a linear layer"
+        if parameter._post_accumulate_grad_hooks:  # noqa: SLF001
+            yield "its optimizer works inside the backward pass"
+
+
+def _low_rank(module: LoraLinear) -> Iterator[nn.Module]:
+    for name in module.active_adapters:
+        yield module.lora_A[name]
+        yield module.lora_B[name]
+
+
+class FusedBackbone:
+    """Hands a trainer's backbone calls out as requests.
+
+    Args:
+        trainer: Built, not trained yet; `why_sliced` finds nothing against it.
+        parts: The run's own.
+        ask: Returns when the request has been answered. Called in the run's own thread.
+        note: Takes what people should know about the run.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        parts: RunParts,
+        ask: Callable[[Request], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._trainer = trainer
+        self._base = parts.base
+        self._device = parts.spec.device
+        self._ask = ask
+        self._note = note
+        self._noted: set[type] = set()
+        whole = trainer.model.get_base_model()
+        self._backbone: nn.Module = whole.base_model
+        self._adapters = {
+            name: module
+            for name, module in self._backbone.named_modules()
+            if isinstance(module, LoraLinear)
+        }
+        self._own_forward = self._backbone.forward
+        self._own_backward = trainer.accelerator.backward
+        self._generator = torch.Generator(self._device)
+        # What PEFT and TRL change, they change in all layers at once.
+        self._one = next(iter(self._adapters.values()))
+        self._drops = any(
+            getattr(dropout, "p", 0.0) > 0
+            for module in self._adapters.values()
+            for dropout in module.lora_dropout.values()
+        )
+        self._answered: Forward | None = None
+        self._backbone.forward = self._forward
+        trainer.accelerator.backward = self._backward
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        request = self._request(*args, **kwargs)
+        if request is None:
+            return self._own_forward(*args, **kwargs)
+        self._ask(request)
+        if request.error is not None:
+            # Alone and unpadded it may fit; and if it was the run's fault, this shows where.
+            self._note_once(request.error)
+            return self._own_forward(*args, **kwargs)
+        if request.rng_after is not None:
+            _set_rng_state(request.rng_after, self._device)
+        self._answered = request
+        return BaseModelOutputWithPast(last_hidden_state=request.hidden)
+
+    def _backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        self._own_backward(loss, **kwargs)
+        answered, self._answered = self._answered, None
+        if answered is None:
+            return
+        request = Backward(forward=answered)
+        self._ask(request)
+        if request.error is not None:
+            raise request.error
+
+    def _note_once(self, error: BaseException) -> None:
+        kind = type(error)
+        if kind not in self._noted:
+            self._noted.add(kind)
+            self._note(
+                f"at step {self._trainer.state.global_step + 1} it computed a pass by itself: "
+                f"{kind.__name__}: {error}"
+            )
+
+    def _request(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **others: Any,
+    ) -> Forward | None:
+        """The call as a request; None for one that goes to the run's own backbone."""
+        trains = torch.is_grad_enabled() and self._backbone.training
+        if not trains or self._answered is not None or input_ids is None:
+            return None
+        if any(value is not None and value is not False for value in others.values()):
+            return None
+        if self._one.disable_adapters or self._one.merged:
+            return None
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            return None
+        device_type = self._device.type
+        rows = Slice(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            adapters=self._adapters,
+            generator=self._generator if self._drops else None,
+        )
+        return Forward(
+            base=self._base,
+            rows=rows,
+            autocast=(
+                torch.get_autocast_dtype(device_type)
+                if torch.is_autocast_enabled(device_type)
+                else None
+            ),
+            checkpointing=bool(getattr(self._backbone, "gradient_checkpointing", False)),
+            rng=_rng_state(self._device) if self._drops else None,
+        )
+
+
+def _rng_state(device: torch.device) -> torch.Tensor:
+    """Of the generator that dropout on the device draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_rng_state(state: torch.Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

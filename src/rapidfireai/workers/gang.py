@@ -1,0 +1,266 @@
+"""Runs that share passes through their frozen base: what they ask for, and who answers.
+
+A run that takes part computes all by itself but its backbone. There it hands out a `Forward` and
+waits; with the answer it computes its own head and loss, hands out a `Backward` and waits again.
+A gang answers those that ask for the same base at the same width together, in one pass.
+
+Which requests go together is a function of the requests alone, never of the time of day.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from rapidfireai.workers.fiber import Fiber
+from rapidfireai.workers.routed import SharedBackbone, Slice, bucket_width
+from rapidfireai.workers.shared_weights import Base
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Forward:
+    """A run waits for the hidden states of a micro-batch."""
+
+    base: Base
+    rows: Slice
+    autocast: torch.dtype | None
+    """As it is where the run's backbone is called."""
+    checkpointing: bool
+    rng: torch.Tensor | None
+    """State of the generator that the run's dropout draws from; None if it has none."""
+
+    # The answer.
+    hidden: torch.Tensor | None = None
+    """The last hidden states; their gradient is to be filled in before a `Backward`."""
+    rng_after: torch.Tensor | None = None
+    error: BaseException | None = None
+    """Why there are none; the run computes them by itself."""
+    is_answered: bool = False
+    seconds: float = 0.0
+    """The run's part of the time since it began to wait for this answer, or for the backward's."""
+
+    @property
+    def width(self) -> int:
+        """Tokens that a row is padded to."""
+        return bucket_width(self.rows.num_tokens)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the request puts into a pass, padding included."""
+        return self.rows.num_rows * self.width
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Backward:
+    """A run waits for its adapter's gradients; those of `forward.hidden` are there."""
+
+    forward: Forward
+    error: BaseException | None = None
+    """Why there are no gradients."""
+    is_answered: bool = False
+
+
+Request = Forward | Backward
+
+KNEE_TOKENS = 8192
+"""Tokens in a pass above which sharing it saves no more: the GEMMs fill any device by then."""
+
+
+@dataclass(slots=True)
+class _Cohort:
+    """Requests that go through the backbone together."""
+
+    requests: list[Forward] = field(default_factory=list)
+    num_tokens: int = 0
+
+
+class Gang:
+    """Answers the requests of runs; used by one thread, which runs no fiber meanwhile.
+
+    Args:
+        device: Where the bases are.
+        max_tokens: In one pass, of several runs. Halved when a pass runs out of memory.
+    """
+
+    def __init__(self, device: torch.device, max_tokens: int = KNEE_TOKENS) -> None:
+        self.max_tokens = max_tokens
+        self._device = device
+        self._backbones: dict[int, SharedBackbone] = {}
+        # In a thread of its own: the caller's grad mode, autocast and the like are not the runs'.
+        self._fiber: Fiber[Callable[[], None], BaseException | None] | None = None
+
+    def cohorts(self, requests: Sequence[Forward]) -> Iterator[list[Forward]]:
+        """The requests that go together, in an order that follows from theirs."""
+        groups: dict[object, list[_Cohort]] = {}
+        for request in requests:
+            rows = request.rows
+            kind = (
+                id(request.base.model),
+                request.width,
+                request.autocast,
+                rows.position_ids is not None,
+                rows.input_ids.dtype,
+            )
+            cohorts = groups.setdefault(kind, [_Cohort()])
+            if cohorts[-1].requests and (
+                cohorts[-1].num_tokens + request.num_tokens > self.max_tokens
+            ):
+                cohorts.append(_Cohort())
+            cohorts[-1].requests.append(request)
+            cohorts[-1].num_tokens += request.num_tokens
+        for cohorts in groups.values():
+            for cohort in cohorts:
+                yield cohort.requests
+
+    def forward(self, requests: Sequence[Forward]) -> list[Forward]:
+        """Answer requests that go together.
+
+        Returns:
+            The requests that have been answered. Where a pass of several cannot be done these are
+            fewer, and the others are to be asked again once these have had their backward pass. A
+            request that cannot be answered even alone is, with its `error`.
+        """
+        answered = list(requests)
+        while True:
+            begin_s = time.perf_counter()
+            error = self._call(partial(self._forward, answered))
+            if error is None:
+                _share_time(answered, begin_s)
+                return answered
+            self._backbone(answered[0]).forget()
+            if len(answered) == 1:
+                answered[0].error, answered[0].is_answered = error, True
+                return answered
+            answered = self._half(answered, error)
+
+    def backward(self, requests: Sequence[Forward], asking: Sequence[Backward]) -> None:
+        """Do the backward pass of what `forward` answered.
+
+        Args:
+            requests: What it returned.
+            asking: Of those whose runs have come to their backward pass.
+        """
+        if not asking:  # all of them have failed, or computed the pass by themselves
+            self._backbone(requests[0]).forget()
+            return
+        begin_s = time.perf_counter()
+        asked = {id(backward.forward): backward for backward in asking}
+        backbone = self._backbone(requests[0])
+        grads = [_gradient(request) if id(request) in asked else None for request in requests]
+        error = self._call(lambda: backbone.backward(grads))
+        backbone.forget()
+        if error is not None:
+            self._again([request for request in requests if id(request) in asked], asked, error)
+        for backward in asking:
+            backward.is_answered = True
+        _share_time([backward.forward for backward in asking], begin_s)
+
+    def close(self) -> None:
+        """Let go of the backbones. Idempotent."""
+        self._backbones.clear()
+        if self._fiber is not None:
+            self._fiber.close()
+            self._fiber = None
+
+    def _again(
+        self, requests: list[Forward], asked: dict[int, Backward], error: BaseException
+    ) -> None:
+        """Repeat a backward pass that could not be done, with fewer runs at a time.
+
+        No gradient has changed, and the runs' own parts of it are known.
+        """
+        if len(requests) == 1:
+            asked[id(requests[0])].error = error
+            return
+        half = self._half(requests, error)
+        for part in (half, requests[len(half) :]):
+            grads = [_gradient(request) for request in part]
+            again = self._call(partial(self._repeat, part, grads))
+            self._backbone(part[0]).forget()
+            if again is not None:
+                self._again(part, asked, again)
+
+    def _repeat(self, requests: list[Forward], grads: list[torch.Tensor | None]) -> None:
+        backbone = self._backbone(requests[0])
+        for request in requests:
+            _rewind(request)
+        backbone.forward(
+            [request.rows for request in requests],
+            autocast=requests[0].autocast,
+            checkpointing=any(request.checkpointing for request in requests),
+        )
+        backbone.backward(grads)
+
+    def _half(self, requests: list[Forward], error: BaseException) -> list[Forward]:
+        logger.warning("a pass of %d runs failed, half of them go on: %s", len(requests), error)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            self.max_tokens = sum(request.num_tokens for request in requests) // 2
+        return requests[: len(requests) // 2]
+
+    def _forward(self, requests: list[Forward]) -> None:
+        for request in requests:
+            _rewind(request)
+        hidden = self._backbone(requests[0]).forward(
+            [request.rows for request in requests],
+            autocast=requests[0].autocast,
+            checkpointing=any(request.checkpointing for request in requests),
+        )
+        for request, own in zip(requests, hidden, strict=True):
+            generator = request.rows.generator
+            request.hidden = own
+            request.rng_after = None if generator is None else generator.get_state()
+            request.is_answered = True
+
+    def _backbone(self, request: Forward) -> SharedBackbone:
+        key = id(request.base.model)
+        if key not in self._backbones:
+            tree = request.base.clone(private=False)
+            self._backbones[key] = SharedBackbone(tree.base_model, self._device)  # type: ignore[arg-type]
+        return self._backbones[key]
+
+    def _call(self, job: Callable[[], None]) -> BaseException | None:
+        """Do a job in the gang's own thread; what it raised."""
+        if self._fiber is None:
+            self._fiber = Fiber(self._serve, "gang")
+            self._fiber.resume()
+        return self._fiber.resume(job)
+
+    def _serve(
+        self, fiber: Fiber[Callable[[], None], BaseException | None]
+    ) -> BaseException | None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        error: BaseException | None = None
+        while True:
+            job = fiber.pause(error)
+            assert job is not None, "a gang's thread is woken with a job"
+            error = None
+            try:
+                job()
+            except BaseException as raised:  # noqa: BLE001 - the run that is to blame raises it
+                # Its traceback holds the pass's tensors, for which there may be no room.
+                error = raised.with_traceback(None)
+            del job
+
+
+def _rewind(request: Forward) -> None:
+    if request.rows.generator is not None and request.rng is not None:
+        request.rows.generator.set_state(request.rng)
+
+
+def _gradient(request: Forward) -> torch.Tensor | None:
+    assert request.hidden is not None, "it has been answered"
+    return request.hidden.grad
+
+
+def _share_time(requests: Sequence[Forward], begin_s: float) -> None:
+    """Charge the time since then to the runs, by their tokens."""
+    total = sum(request.num_tokens for request in requests)
+    took_s = time.perf_counter() - begin_s
+    for request in requests:
+        request.seconds = took_s * request.num_tokens / total

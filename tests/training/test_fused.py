@@ -1,0 +1,454 @@
+"""Runs that share their passes compute what each computes alone, and stay independent."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from rapidfireai import Experiment, RFModelConfig
+from rapidfireai.core.events import ChunkFinished, StepFinished
+from rapidfireai.core.commands import Command, Verb
+from rapidfireai.core.run import Run
+from rapidfireai.store import SqliteStore
+from rapidfireai.testing.tiny import tiny_tokenizer
+from rapidfireai.workers.routed import SharedBackbone, Slice, bucket_width
+from tests.training.scenarios import case, lora, rows
+from tests.training.solo import Case, Outcome, SoloRuns, create_model
+from tests.training.test_exactness import merged, outcome, template
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def solo() -> Iterator[SoloRuns]:
+    runs = SoloRuns()
+    yield runs
+    runs.close()
+
+
+class Passes:
+    """Counts the runs in each pass, and may let passes fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.forward_room = self.backward_room = math.inf
+        """Runs for which there is memory in a pass."""
+        passes, forward, backward = self, SharedBackbone.forward, SharedBackbone.backward
+
+        def counted(self: SharedBackbone, slices: Sequence[Slice], **how: Any) -> Any:
+            if len(slices) > passes.forward_room:
+                raise torch.OutOfMemoryError("out of memory in a shared forward pass")
+            passes.sizes.append(len(slices))
+            return forward(self, slices, **how)
+
+        def checked(self: SharedBackbone, grads: Sequence[torch.Tensor | None]) -> None:
+            if len(grads) > passes.backward_room:
+                raise torch.OutOfMemoryError("out of memory in a shared backward pass")
+            backward(self, grads)
+
+        monkeypatch.setattr(SharedBackbone, "forward", counted)
+        monkeypatch.setattr(SharedBackbone, "backward", checked)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
+    return Passes(monkeypatch)
+
+
+CHECKPOINTED = {"gradient_checkpointing": True}
+WHOLE = {"gradient_checkpointing": False}
+
+
+def quiet(spec: Case) -> Case:
+    """On a base without dropout of its own."""
+    return replace(spec, base_dropout=0.0)
+
+
+def sft_gang(**common: Any) -> list[Case]:
+    """Everything different: ranks, alphas, dropouts, targets, batches, schedules, lengths."""
+    return [
+        quiet(spec)
+        for spec in (
+            case("SFT", r=4, seed=1, **common),
+            replace(
+                case("SFT", seed=2, per_device_train_batch_size=2, gradient_accumulation_steps=3,
+                     learning_rate=1e-3, lr_scheduler_type="cosine", max_grad_norm=0.1, **common),
+                lora=lora(8, lora_alpha=4, lora_dropout=0.3, target_modules="all-linear"),
+            ),
+            replace(
+                case("SFT", seed=3, per_device_train_batch_size=1, max_length=24, max_steps=5,
+                     warmup_steps=2, optim="sgd", weight_decay=0.1, **common),
+                lora=lora(2, lora_dropout=0.0, target_modules=["down_proj"], use_rslora=True),
+            ),
+            case("SFT", r=16, seed=1, max_steps=-1, num_train_epochs=1, logging_steps=3, **common),
+        )
+    ]  # fmt: skip
+
+
+def dpo_gang(**common: Any) -> list[Case]:
+    return [
+        quiet(spec)
+        for spec in (
+            case("DPO", r=4, seed=1, **common),
+            replace(
+                case("DPO", seed=2, beta=0.5, per_device_train_batch_size=2, disable_dropout=False,
+                     gradient_accumulation_steps=2, max_steps=5, **common),
+                lora=lora(8, lora_dropout=0.2, target_modules="all-linear"),
+            ),
+            case("DPO", r=2, seed=1, max_length=20, loss_type="ipo", **common),
+        )
+    ]  # fmt: skip
+
+
+GANGS: Mapping[str, Callable[[], list[Case]]] = {
+    "sft": lambda: sft_gang(**CHECKPOINTED),
+    "sft, activations kept": lambda: sft_gang(**WHOLE),
+    "sft in bf16": lambda: sft_gang(bf16=True, **CHECKPOINTED),
+    "dpo": lambda: dpo_gang(**CHECKPOINTED),
+    "dpo in bf16, activations kept": lambda: dpo_gang(bf16=True, **WHOLE),
+    "mixed": lambda: [*sft_gang(**WHOLE)[:2], *dpo_gang(**CHECKPOINTED)[:2], *sft_gang(bf16=True)],
+}
+
+
+def train(
+    folder: Path,
+    configs: Sequence[Case | RFModelConfig],
+    fuse: str = "on",
+    num_eval_rows: int = 6,
+    **options: Any,
+) -> Experiment:
+    experiment = Experiment("fused", experiment_path=folder)
+    data = {
+        "train_dataset": Dataset.from_list(rows(24, seed=0)),
+        "eval_dataset": Dataset.from_list(rows(num_eval_rows, seed=1)) if num_eval_rows else None,
+    }
+    experiment.run_fit(
+        [template(spec) if isinstance(spec, Case) else spec for spec in configs],
+        lambda config: (
+            create_model("Reward" if config.get("model_type") == "seq_cls" else "", 0.0),
+            tiny_tokenizer(),
+        ),
+        **{"num_chunks": 3, "fuse": fuse, **data, **options},
+    )
+    return experiment
+
+
+def outcomes(experiment: Experiment, num: int) -> list[Outcome]:
+    info = experiment.get_runs_info()
+    assert list(info["status"]) == ["completed"] * num, list(info["traceback"])
+    return [outcome(experiment, run_id) for run_id in range(1, num + 1)]
+
+
+def padded_alone(folder: Path, spec: Case) -> Outcome:
+    """The control: the same run with nobody beside it, its rows padded to the same widths."""
+    return outcomes(train(folder, [spec]), 1)[0]
+
+
+def notes(experiment: Experiment) -> list[str]:
+    with closing(SqliteStore(experiment.path / "experiment.db")) as store:
+        return [" ".join(run.notes) for run in store.runs()]
+
+
+@pytest.mark.parametrize("name", GANGS)
+def test_in_a_gang_a_run_computes_what_it_computes_padded_and_alone(
+    name: str, tmp_path: Path, passes: Passes
+) -> None:
+    gang = GANGS[name]()
+    together = outcomes(train(tmp_path, gang), len(gang))
+    assert max(passes.sizes) > 1, "nothing was shared"
+    for spec, got in zip(gang, together, strict=True):
+        assert got == padded_alone(tmp_path, spec), spec
+
+
+TRAINERS = ("KTO", "Reward", "ORPO", "CPO", "GRPO", "RLOO")
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_other_trainers_share_passes_with_sft(trainer: str, tmp_path: Path, passes: Passes) -> None:
+    is_reward = trainer == "Reward"  # its base has a head of its own, which its seed makes
+    gang = [
+        quiet(case(trainer, seed=1, r=2, max_steps=4)),
+        quiet(case(trainer, seed=1 if is_reward else 2, r=4, max_steps=4)),
+    ]
+    if not is_reward:
+        gang.append(quiet(case("SFT", seed=3, max_steps=4)))
+    experiment = train(tmp_path, gang, num_eval_rows=0)
+    together = outcomes(experiment, len(gang))
+    assert all("fused: shares its passes" in note for note in notes(experiment))
+    assert max(passes.sizes) > 1, "nothing was shared"
+    for spec, got in zip(gang, together, strict=True):
+        alone = outcomes(train(tmp_path, [spec], num_eval_rows=0), 1)[0]
+        assert got == alone, spec
+
+
+def test_where_rows_fill_their_bucket_a_fused_run_is_plain_trl_to_the_last_bit(
+    tmp_path: Path, passes: Passes, solo: SoloRuns
+) -> None:
+    texts = [
+        {"text": " ".join([row["prompt"], row["completion"], row["chosen"], row["rejected"]])}
+        for row in rows(24, seed=0)
+    ]
+    width = 16
+    gang = [
+        replace(spec, args={**spec.args, "max_length": width, "max_steps": 6, **more})
+        for spec, more in zip(
+            sft_gang(), ({}, {"bf16": True}, WHOLE, {"bf16": True, **WHOLE}), strict=True
+        )
+    ]
+    for spec in gang:
+        solo.start(spec, texts, [])
+    together = outcomes(
+        train(tmp_path, gang, num_eval_rows=0, train_dataset=Dataset.from_list(texts)), len(gang)
+    )
+    assert max(passes.sizes) > 1, "nothing was shared"
+    for spec, got in zip(gang, together, strict=True):
+        alone = solo.start(spec, texts, []).result(timeout=300)
+        assert got.losses == alone.losses, spec
+        assert got.rows == merged(alone.rows), spec
+        assert got.weights == alone.weights, spec
+
+
+def test_dropout_does_not_depend_on_who_else_is_in_the_gang(tmp_path: Path) -> None:
+    spec = quiet(case("SFT", seed=5))
+    others = [quiet(case("SFT", seed=seed, per_device_train_batch_size=3)) for seed in (6, 7)]
+    in_front = outcomes(train(tmp_path, [*others, spec]), 3)[2]
+    behind = outcomes(train(tmp_path, [spec, quiet(case("DPO", seed=8))]), 2)[0]
+    assert in_front == behind == padded_alone(tmp_path, spec)
+
+
+def differences(one: Outcome, other: Outcome) -> list[float]:
+    pairs = zip(one.losses, other.losses, strict=True)
+    return [abs(float.fromhex(a) - float.fromhex(b)) for a, b in pairs]
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_with_two_threads_it_differs_from_unpadded_runs_by_what_padding_alone_makes(
+    name: str, tmp_path: Path
+) -> None:
+    torch.set_num_threads(2)
+    gang = GANGS[name]()
+    together = outcomes(train(tmp_path, gang), len(gang))
+    by_turns = outcomes(train(tmp_path, gang, fuse="off"), len(gang))
+    for spec, fused, sliced in zip(gang, together, by_turns, strict=True):
+        control = differences(padded_alone(tmp_path, spec), sliced)
+        assert max(differences(fused, sliced)) <= max(control), spec
+
+
+class Strikes(TrainerCallback):
+    """Does something at step 3."""
+
+    def __init__(self, strike: Callable[[Any], None]) -> None:
+        self.strike = strike
+
+    def __deepcopy__(self, memo: object) -> "Strikes":
+        return Strikes(self.strike)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            self.strike(kwargs["model"])
+
+
+def struck(spec: Case, strike: Callable[[Any], None]) -> RFModelConfig:
+    config: RFModelConfig = template(spec)
+    config.callbacks = [Strikes(strike)]
+    return config
+
+
+def crash(model: Any) -> None:
+    raise RuntimeError("a bug of the user's")
+
+
+def write_to_base(model: Any) -> None:
+    weight = next(p for n, p in model.named_parameters() if "q_proj.base" in n)
+    weight.data += 1
+
+
+class CrashingLoss:
+    """Fails in the middle of a step, between a shared forward pass and its backward pass."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        self.calls += 1
+        if self.calls == 4:
+            raise RuntimeError("a bug of the user's")
+        return outputs.logits.float().square().mean()
+
+
+def failing(kind: str) -> RFModelConfig:
+    spec = quiet(case("SFT", seed=9))
+    if kind == "in its loss":
+        return template(replace(spec, trainer_kwargs={"compute_loss_func": CrashingLoss()}))
+    return struck(spec, crash if kind == "after its step" else write_to_base)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("after its step", "RuntimeError: a bug of the user's"),
+        ("in its loss", "RuntimeError: a bug of the user's"),
+        ("by writing to the base", "SharedWeightsError: The run wrote to base weights"),
+    ],
+)
+def test_a_run_that_fails_in_mid_gang_fails_alone(
+    kind: str, error: str, tmp_path: Path, passes: Passes
+) -> None:
+    healthy = [quiet(case("SFT", seed=1)), quiet(case("DPO", seed=2))]
+    experiment = train(tmp_path, [healthy[0], failing(kind), healthy[1]])
+    info = experiment.get_runs_info()
+    assert list(info["status"]) == ["completed", "failed", "completed"]
+    assert info["error"].iloc[1].startswith(error)
+    assert max(passes.sizes) > 1, "nothing was shared"
+    for number, spec in ((1, healthy[0]), (3, healthy[1])):
+        assert outcome(experiment, number) == padded_alone(tmp_path, spec)
+
+
+class StopsSecond:
+    """Stops run 2 when it has done its first chunk."""
+
+    def on_chunk(
+        self, run: Run, metrics: Mapping[str, float], runs: Sequence[Run]
+    ) -> Sequence[Command]:
+        return [Command(verb=Verb.PRUNE, run_id=run.id, reason="enough")] if run.id == 2 else []
+
+
+def test_members_leave_when_they_are_stopped_and_join_when_there_is_room(
+    tmp_path: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rapidfireai.fit.GANG_SIZE", 3)
+    gang = [quiet(case("SFT", seed=seed, max_steps=4 + seed)) for seed in (1, 2, 3, 4, 5)]
+    experiment = train(tmp_path, gang, policies=[StopsSecond()])
+    info = experiment.get_runs_info()
+    assert list(info["status"]) == ["completed", "pruned", *["completed"] * 3]
+    assert set(passes.sizes) == {1, 2, 3}
+    for number in (1, 3, 4, 5):
+        assert outcome(experiment, number) == padded_alone(tmp_path, gang[number - 1])
+
+
+class Order:
+    """A tracker that keeps who did what."""
+
+    def __init__(self) -> None:
+        self.lead = 0
+        """By how many chunks a run was ever ahead of another that had not ended."""
+        self._done: dict[int, int] = {}
+        self.steps: list[int] = []
+
+    def on_event(self, before: Run, event: Any, after: Run) -> None:
+        self._done[after.id] = after.chunks_done
+        if after.ended:
+            del self._done[after.id]
+        if isinstance(event, ChunkFinished):
+            self.lead = max(self.lead, after.chunks_done - min(self._done.values()))
+        if isinstance(event, StepFinished):
+            self.steps.append(after.id)
+
+
+def test_runs_that_cannot_share_passes_take_turns_with_the_gang(tmp_path: Path) -> None:
+    sliced = quiet(case("SFT", r=None, seed=3, learning_rate=1e-3))
+    gang = [quiet(case("SFT", seed=1)), quiet(case("SFT", seed=2, gradient_accumulation_steps=4))]
+    order = Order()
+    experiment = train(tmp_path, [*gang, sliced], trackers=[order])
+    together = outcomes(experiment, 3)
+    assert "time-sliced, not fused: it trains all weights" in notes(experiment)[2]
+    assert together[2] == outcomes(train(tmp_path, [sliced], fuse="off"), 1)[0]
+    assert together[0] == padded_alone(tmp_path, gang[0])
+    assert together[1] == padded_alone(tmp_path, gang[1])
+    assert order.lead <= 2, "one chunk ahead while the other works on its own"
+    assert order.steps[:6] != sorted(order.steps[:6]), "the gang's steps are not interleaved"
+
+
+NOT_FUSED: Mapping[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "DoRA": ({"use_dora": True}, {}, "is not plain LoRA"),
+    "embeddings": ({"target_modules": ["embed_tokens", "q_proj"]}, {}, "tokens is a Embedding"),
+    "NEFTune": ({}, {"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0 changes how"),
+    "a norm": ({"modules_to_save": ["norm"]}, {}, "which is no part of LoRA"),
+    "determinism": ({}, {"full_determinism": True}, "full_determinism=True changes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_FUSED)
+def test_what_cannot_be_fused_is_time_sliced_with_the_reason_on_the_run(
+    name: str, tmp_path: Path, passes: Passes
+) -> None:
+    changes, args, reason = NOT_FUSED[name]
+    spec = replace(quiet(case("SFT", seed=1, max_steps=3, **args)), lora=lora(4, **changes))
+    experiment = train(tmp_path, [spec])
+    assert "time-sliced, not fused: " in notes(experiment)[0]
+    assert reason in notes(experiment)[0]
+    assert not passes.sizes
+    assert outcomes(experiment, 1) == outcomes(train(tmp_path, [spec], fuse="off"), 1)
+
+
+def test_a_head_that_is_trained_as_well_is_fused(tmp_path: Path, passes: Passes) -> None:
+    spec = replace(quiet(case("SFT", seed=1)), lora=lora(4, modules_to_save=["lm_head"]))
+    gang = [spec, quiet(case("SFT", seed=2))]
+    assert outcomes(train(tmp_path, gang), 2)[0] == padded_alone(tmp_path, spec)
+    assert 2 in passes.sizes
+
+
+def test_a_base_with_dropout_of_its_own_is_not_fused(tmp_path: Path, passes: Passes) -> None:
+    experiment = Experiment("dropout", experiment_path=tmp_path)
+    experiment.run_fit(
+        [template(case("SFT", seed=1, max_steps=3))],
+        lambda config: (create_model("", 0.1), tiny_tokenizer()),
+        Dataset.from_list(rows(24, seed=0)),
+        fuse="on",
+    )
+    assert "drops activations at random itself (attention_dropout=0.1)" in notes(experiment)[0]
+    assert not passes.sizes
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_out_of_memory_splits_the_pass_and_loses_nothing(
+    where: str, tmp_path: Path, passes: Passes
+) -> None:
+    gang = sft_gang()
+    undisturbed = outcomes(train(tmp_path, gang), len(gang))
+    assert max(passes.sizes) > 2
+    passes.sizes.clear()
+    if where == "forward":
+        passes.forward_room = 2
+    else:
+        passes.backward_room = 2
+    assert outcomes(train(tmp_path, gang), len(gang)) == undisturbed
+
+
+def test_a_pass_that_fails_even_alone_is_computed_by_the_run_itself(
+    tmp_path: Path, passes: Passes
+) -> None:
+    spec = quiet(case("SFT", seed=1))
+    passes.forward_room = 0
+    experiment = train(tmp_path, [spec])
+    assert "at step 1 it computed a pass by itself: OutOfMemoryError" in notes(experiment)[0]
+    assert outcomes(experiment, 1) == outcomes(train(tmp_path, [spec], fuse="off"), 1)
+
+
+def test_time_is_charged_to_the_run_that_it_was_spent_for(tmp_path: Path) -> None:
+    small = quiet(case("SFT", seed=1, per_device_train_batch_size=1))
+    large = quiet(case("SFT", seed=1, per_device_train_batch_size=8))
+    info = train(tmp_path, [small, large]).get_runs_info()
+    logged, active = info["train_runtime"], info["active_s"]
+    assert all(0 < of_trainer <= of_run for of_trainer, of_run in zip(logged, active, strict=True))
+    assert active.iloc[0] < active.iloc[1]
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "width"),
+    [(1, 16), (16, 16), (17, 32), (64, 64), (65, 80), (129, 160), (500, 512)],
+)
+def test_widths_come_in_few_buckets(num_tokens: int, width: int) -> None:
+    assert bucket_width(num_tokens) == width
+    assert all(bucket_width(n) >= n and bucket_width(bucket_width(n)) == bucket_width(n)
+               for n in range(1, 3000))  # fmt: skip
