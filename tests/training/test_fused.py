@@ -13,8 +13,8 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from rapidfireai import Experiment, RFModelConfig
-from rapidfireai.core.events import ChunkFinished, StepFinished
 from rapidfireai.core.commands import Command, Verb
+from rapidfireai.core.events import ChunkFinished, StepFinished
 from rapidfireai.core.run import Run
 from rapidfireai.store import SqliteStore
 from rapidfireai.testing.tiny import tiny_tokenizer
