@@ -25,7 +25,18 @@ def python(program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["demo", "--help"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["demo", "--help"],
+        ["runs", "--help"],
+        ["clone-run", "--help"],
+        ["export", "--help"],
+        [],
+    ],
+)
 def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
     result = python(
         "import sys\n"

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from rapidfireai import Experiment
+from rapidfireai import Experiment, fit
 from rapidfireai.automl import RFModelConfig
 from rapidfireai.control import give
 from rapidfireai.core import commands
@@ -286,6 +286,22 @@ def test_commands_where_nothing_trains(lab: Lab, monkeypatch: pytest.MonkeyPatch
     assert not folder.run(RunId(1)).exists()
     with pytest.raises(CommandRejectedError, match="its files are gone"):
         lab.experiment.restore(1)
+
+
+def test_a_training_removes_the_files_of_deleted_runs_in_passing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "UNDO_S", 0.0)
+    monkeypatch.setattr(fit, "_SWEEP_S", 0.0)
+    short = [lora(4, sft(max_steps=4, seed=seed)) for seed in (1, 2)]
+    lab.train(At(2, 1, lambda: lab.experiment.delete(1)), configs=short)
+    folder = ExperimentFolder(lab.experiment.path)
+    assert not folder.run(RunId(1)).exists()
+    assert folder.final(RunId(2)).exists()
+    with closing(SqliteStore(folder.store)) as store:
+        deleted, completed = store.runs()
+    assert (deleted.status, deleted.purged) == ("deleted", True)
+    assert (completed.status, completed.purged) == ("completed", False)
 
 
 class _Remember(TrainerCallback):

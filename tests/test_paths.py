@@ -1,5 +1,6 @@
 """Where things are kept: roots, names and the folders of experiments."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,33 @@ def test_the_layout(tmp_path: Path) -> None:
     assert folder.data == tmp_path / "mine" / "data"
     assert folder.run(RunId(3)) == tmp_path / "mine" / "runs" / "3"
     assert folder.final(RunId(3)) == tmp_path / "mine" / "runs" / "3" / "final"
+
+
+class TestWhatThereIs:
+    def test_all_experiments_that_have_begun(self, tmp_path: Path) -> None:
+        assert ExperimentFolder.all(tmp_path / "nowhere") == []
+        trained(tmp_path, "second")
+        trained(tmp_path, "first")
+        ExperimentFolder.claim(tmp_path, "claimed only")
+        (tmp_path / "file").touch()
+        assert [folder.name for folder in ExperimentFolder.all(tmp_path)] == ["first", "second"]
+
+    def test_who_trains(self, tmp_path: Path) -> None:
+        folder = trained(tmp_path, "lab")
+        assert folder.trained_by() is None
+        with folder.locked():
+            assert folder.trained_by() == folder.trained_by() == os.getpid()
+        assert folder.trained_by() is None
+
+    def test_asking_who_trains_keeps_nobody_from_it(self, tmp_path: Path) -> None:
+        folder = trained(tmp_path, "lab")
+        for _ in range(3):
+            with folder.locked():
+                pass
+            assert folder.trained_by() is None
+
+    def test_a_folder_that_cannot_be_read(self, tmp_path: Path) -> None:
+        folder = trained(tmp_path, "lab")
+        (folder.path / "lock").symlink_to(folder.path / "lock")
+        with pytest.raises(ExperimentPathError, match="cannot be read"):
+            folder.trained_by()

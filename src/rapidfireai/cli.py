@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb runs, so that `--help` and `--version` a
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         status: int = options.verb(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has had enough, as `head` has. What is left must not fail at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (RapidFireError, OSError) as error:  # OSError: a folder or a disk, not the program
         return _fail(str(error))
     except ModuleNotFoundError as error:

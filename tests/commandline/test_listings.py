@@ -1,6 +1,9 @@
 """The verbs that look."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -106,6 +109,21 @@ def test_which_runs_are_listed(
     assert [run["run_id"] for run in values(capsys, "runs", *arguments)] == runs
     if not runs:
         assert printed(capsys, "runs", *arguments) == f"{lab.name}: no run meets the condition\n"
+
+
+@pytest.mark.usefixtures("lab")
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(
+        [sys.executable, "-m", "rapidfireai", "runs"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        check=False,
+    )
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_the_experiment_that_changed_last_is_meant(
