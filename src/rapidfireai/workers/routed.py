@@ -101,7 +101,8 @@ class RoutedLinear(nn.Module):
         y: torch.Tensor = self.base(x)
         if x.ndim != 3 or len(x) != self._plan.num_rows:
             raise ValueError(f"{self._name} is given {tuple(x.shape)} instead of the runs' rows")
-        routes, weights = [], []
+        routes: list[_Route] = []
+        weights: list[torch.Tensor] = []
         for part, rows in self._plan.places():
             adapter = part.adapters.get(self._name)
             if adapter is not None:
