@@ -45,6 +45,13 @@ class Case:
     """Rows for an evaluation at the end of each chunk; 0 evaluates nothing."""
     data: Path | None = None
     """JSON lines with `question` and `answer`, instead of rows that ship with the package."""
+    hidden_size: int = 32
+    """Of `TINY`, as what follows."""
+    num_layers: int = 2
+    dropout: float = 0.1
+    """Of the base itself."""
+    num_words: int = 12
+    """Of a row's text."""
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +66,10 @@ class Case:
     def create_model(self, model_config: dict[str, Any]) -> tuple[Any, Any]:
         """The base and its tokenizer, as `run_fit` wants them."""
         if self.model == TINY:
-            return tiny_model(), tiny_tokenizer()
+            model = tiny_model(
+                hidden_size=self.hidden_size, num_layers=self.num_layers, dropout=self.dropout
+            )
+            return model, tiny_tokenizer()
         model = AutoModelForCausalLM.from_pretrained(self.model, dtype="float32")
         return model, AutoTokenizer.from_pretrained(self.model)
 
@@ -98,7 +108,7 @@ class Case:
             texts = [f"{row['question']}\n{row['answer']}" for row in rows]
         elif self.model == TINY:
             rng = random.Random(SEED)
-            return [sentence(rng, 12) for _ in range(num)]
+            return [sentence(rng, self.num_words) for _ in range(num)]
         else:
             questions = standard_library(num_train=384, num_held_out=64, seed=SEED)
             texts = [f"{row['instruction']}\n{row['response']}" for row in questions.train]

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     case = _case(options)
-    with tempfile.TemporaryDirectory(prefix="time_slicing-") as folder, _quiet_libraries():
+    with tempfile.TemporaryDirectory(prefix="time_slicing-") as folder, quiet_libraries():
         if options.warm_up:
             # What is done once in a process, such as imports, is nobody's cost.
             small = replace(case, num_configs=2, num_chunks=2, num_steps=2)
@@ -111,7 +111,8 @@ def _case(options: argparse.Namespace) -> Case:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
+    """No progress bars, and no warnings that say nothing about the benchmark."""
     bars = datasets.are_progress_bars_disabled(), transformers.logging.is_progress_bar_enabled()
     verbosity, handler = transformers.logging.get_verbosity(), logging.NullHandler()
     datasets.disable_progress_bars()

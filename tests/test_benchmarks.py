@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import commands, scheduler, time_slicing
+from benchmarks import commands, fused, scheduler, time_slicing
 
 MACHINE = ("date", "CPU", "GPU", "torch threads", "system", "versions")
 
@@ -33,6 +33,15 @@ TIME_SLICING = (
     "engine: gap between two steps, p50 / p95",
     "resuming a run by a new trainer",
     "total time with that at each chunk : plain",
+)
+
+FUSED = (
+    "**32 wide, 2 layers, 32 tokens, N=2: fused, times as fast as by turns, processor time**",
+    "32 wide, 2 layers, 32 tokens, N=2: the same in wall time",
+    "32 wide, 2 layers, 32 tokens, N=2: fused, times as fast as stock TRL, processor time",
+    "32 wide, 2 layers, 32 tokens, N=2: stock",
+    "32 wide, 2 layers, 32 tokens, N=2: by turns",
+    "32 wide, 2 layers, 32 tokens, N=2: fused",
 )
 
 SCHEDULER = (
@@ -83,6 +92,13 @@ def test_time_slicing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     )
     table = check(capsys.readouterr().out, saved, TIME_SLICING)
     assert table[TIME_SLICING[0]][0] == "2 of 2"
+
+
+def test_fused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--shapes", "32x2", "--tokens", "32", "--configs", "2", "--steps", "4"]
+    saved = tmp_path / "report.json"
+    fused.main([*arguments, "--repeats", "1", "--json", str(saved)])
+    check(capsys.readouterr().out, saved, FUSED)
 
 
 def test_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,12 @@
 """Runs that share their passes compute what each computes alone, and stay independent."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from rapidfireai import Experiment, RFModelConfig
 from rapidfireai.core.commands import Command, Verb
 from rapidfireai.core.events import ChunkFinished, StepFinished
 from rapidfireai.core.run import Run
+from rapidfireai.errors import ConfigError
 from rapidfireai.store import SqliteStore
 from rapidfireai.testing.tiny import tiny_tokenizer
 from rapidfireai.workers.routed import SharedBackbone, Slice, bucket_width
@@ -116,7 +118,11 @@ GANGS: Mapping[str, Callable[[], list[Case]]] = {
     "sft in bf16": lambda: sft_gang(bf16=True, **CHECKPOINTED),
     "dpo": lambda: dpo_gang(**CHECKPOINTED),
     "dpo in bf16, activations kept": lambda: dpo_gang(bf16=True, **WHOLE),
-    "mixed": lambda: [*sft_gang(**WHOLE)[:2], *dpo_gang(**CHECKPOINTED)[:2], *sft_gang(bf16=True)],
+    "mixed": lambda: [
+        *sft_gang(**WHOLE)[1:3],
+        *dpo_gang(**CHECKPOINTED)[:2],
+        sft_gang(bf16=True)[0],
+    ],
 }
 
 
@@ -293,6 +299,7 @@ def failing(kind: str) -> RFModelConfig:
     return struck(spec, crash if kind == "after its step" else write_to_base)
 
 
+@pytest.mark.filterwarnings("ignore:.compute_loss_func. is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("kind", "error"),
     [
@@ -410,19 +417,58 @@ def test_a_base_with_dropout_of_its_own_is_not_fused(tmp_path: Path, passes: Pas
     assert not passes.sizes
 
 
+class CopiesModel(TrainerCallback):
+    """Keeps a copy of the model at step 3, as averaging weights does, and asks both."""
+
+    agreed: ClassVar[list[bool]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step != 3:
+            return
+        model = kwargs["model"]
+        copied = copy.deepcopy(model).eval()
+        model.eval()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 1
+        with torch.no_grad():
+            changed, kept = (
+                each.get_base_model().base_model(input_ids=torch.arange(8)[None])[0]
+                for each in (model, copied)
+            )
+            self.agreed.append(torch.equal(changed, kept))
+        for parameter, before in zip(model.parameters(), copied.parameters(), strict=True):
+            parameter.data.copy_(before.data)
+        model.train()
+
+
+def test_a_copy_of_a_fused_model_is_a_model_of_its_own(tmp_path: Path) -> None:
+    spec = quiet(case("SFT", seed=1))
+    config: RFModelConfig = template(spec)
+    config.callbacks = [CopiesModel()]
+    (got,) = outcomes(train(tmp_path, [config]), 1)
+    assert CopiesModel.agreed == [False]
+    assert got.losses[3:] == padded_alone(tmp_path, spec).losses[3:]
+
+
+def test_other_values_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fuse='yes' cannot be used; it is one of 'off', 'on'"):
+        train(tmp_path, [quiet(case("SFT"))], fuse="yes")
+
+
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_out_of_memory_splits_the_pass_and_loses_nothing(
     where: str, tmp_path: Path, passes: Passes
 ) -> None:
-    gang = sft_gang()
-    undisturbed = outcomes(train(tmp_path, gang), len(gang))
+    gang = sft_gang()[:3]
+    undisturbed = outcomes(train(tmp_path, gang, num_eval_rows=0), len(gang))
     assert max(passes.sizes) > 2
     passes.sizes.clear()
     if where == "forward":
         passes.forward_room = 2
     else:
         passes.backward_room = 2
-    assert outcomes(train(tmp_path, gang), len(gang)) == undisturbed
+    assert outcomes(train(tmp_path, gang, num_eval_rows=0), len(gang)) == undisturbed
 
 
 def test_a_pass_that_fails_even_alone_is_computed_by_the_run_itself(

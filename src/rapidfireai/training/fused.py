@@ -7,6 +7,7 @@ run's own backbone.
 """
 
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -107,6 +108,8 @@ def active_dropout(base: nn.Module) -> str | None:
 
 
 def _reasons_in_layers(backbone: nn.Module) -> Iterator[str]:
+    if "forward" in vars(backbone):
+        yield "somebody has replaced its backbone's forward"
     for name, module in backbone.named_modules():
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):  # noqa: SLF001
             if _EMBEDDING_HOOK not in getattr(hook, "__qualname__", ""):
@@ -170,7 +173,6 @@ class FusedBackbone:
             for name, module in self._backbone.named_modules()
             if isinstance(module, LoraLinear)
         }
-        self._own_forward = self._backbone.forward
         self._own_backward = trainer.accelerator.backward
         self._generator = torch.Generator(self._device)
         # What PEFT and TRL change, they change in all layers at once.
@@ -181,8 +183,18 @@ class FusedBackbone:
             for dropout in module.lora_dropout.values()
         )
         self._answered: Forward | None = None
-        self._backbone.forward = self._forward
         trainer.accelerator.backward = self._backward
+
+        def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if module is not self._backbone:  # of a copy that somebody made of the model
+                return type(module).forward(module, *args, **kwargs)
+            return self._forward(*args, **kwargs)
+
+        # A method of the backbone's, so that a copy of the model gets one of its own.
+        self._backbone.forward = MethodType(forward, self._backbone)
+
+    def _own_forward(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self._backbone).forward(self._backbone, *args, **kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         request = self._request(*args, **kwargs)
