@@ -14,6 +14,7 @@ from rapidfireai.core.clock import SystemClock
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.paths import ExperimentFolder
+from rapidfireai.training.manifest import checkpoints_folder, completed_folder
 
 
 class Kind(StrEnum):
@@ -21,7 +22,7 @@ class Kind(StrEnum):
 
     DELETED = "deleted run"
     CHECKPOINTS = "checkpoints of a completed run"
-    """Its model stays in `final`; a warm-started clone of it begins with its checkpoint."""
+    """Its model stays in `final`; a warm-started clone of it begins with its last checkpoint."""
     DATA = "prepared data"
     PAUSED = "paused runs"
     LEFT_OVER = "left over"
@@ -105,15 +106,19 @@ def _of_run(folder: ExperimentFolder, run: Run) -> Iterator[Waste]:
         yield Waste(
             kind=Kind.DELETED, path=path, num_bytes=size_of(path), run_id=run.id, remark=remark
         )
-    checkpoints = path / "checkpoints"
-    if run.status is RunStatus.COMPLETED and checkpoints.exists() and folder.final(run.id).exists():
-        yield Waste(
-            kind=Kind.CHECKPOINTS,
-            path=checkpoints,
-            num_bytes=size_of(checkpoints),
-            run_id=run.id,
-            remark="its model stays; warm-started clones begin with the checkpoint",
-        )
+    if run.status is RunStatus.COMPLETED and folder.final(run.id).exists():
+        for kept, remark in (
+            (checkpoints_folder(path), "its model stays"),
+            (completed_folder(path), "its model stays; warm-started clones begin with this"),
+        ):
+            if kept.exists():
+                yield Waste(
+                    kind=Kind.CHECKPOINTS,
+                    path=kept,
+                    num_bytes=size_of(kept),
+                    run_id=run.id,
+                    remark=remark,
+                )
 
 
 def _undo(run: Run) -> str:

@@ -13,7 +13,7 @@ from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import ConfigError, ExperimentPathError
 from rapidfireai.paths import ExperimentFolder
-from rapidfireai.training.manifest import MANIFEST, checkpoints, read_manifest
+from rapidfireai.training.manifest import MANIFEST, checkpoints, checkpoints_folder, read_manifest
 from rapidfireai.training.output import write_config
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -105,7 +105,7 @@ def _copy(folder: ExperimentFolder, run: Run, target: Path) -> int:
     if run.ended and final.is_dir():
         shutil.copytree(final, target, dirs_exist_ok=True)
         return run.step
-    step = _copy_checkpoint(folder.run(run.id) / "checkpoints", target)
+    step = _copy_checkpoint(checkpoints_folder(folder.run(run.id)), target)
     if step is None:
         raise ConfigError(
             f"nothing of run {run.id} is on disk yet: it is {run.status} at step {run.step}; wait "
@@ -121,7 +121,7 @@ def _copy_checkpoint(folder: Path, target: Path) -> int | None:
         for checkpoint in checkpoints(folder):
             try:
                 shutil.copytree(checkpoint, target, dirs_exist_ok=True)
-                step: int = read_manifest(target)["step"]
+                step: int = read_manifest(target)["progress"]["step"]
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 _empty(target)
                 continue

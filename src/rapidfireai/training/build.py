@@ -16,11 +16,11 @@ from transformers import set_seed
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import ConfigError
 from rapidfireai.training.arguments import Resolved, make_peft_config, resolve, use_one_gpu
-from rapidfireai.training.checkpoint import checkpoints_folder
 from rapidfireai.training.config import PeftSpec, RunConfig, as_json
 from rapidfireai.training.context import TrainerContext, config_mapping
 from rapidfireai.training.fork import Fork
 from rapidfireai.training.formatting import AnyDataset
+from rapidfireai.training.manifest import checkpoints_folder
 from rapidfireai.training.registry import trainer_spec
 from rapidfireai.workers.shared_weights import Base
 

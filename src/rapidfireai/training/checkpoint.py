@@ -6,8 +6,6 @@ reported in its present chunk. It is written under another name, its manifest la
 renamed: a folder without a matching manifest is none.
 """
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -26,11 +24,18 @@ from rapidfireai.core.events import MetricsLogged, MetricSource, StepFinished
 from rapidfireai.core.fork import Standing, Walk
 from rapidfireai.faults import reach
 from rapidfireai.training.forgotten import Forgotten
+from rapidfireai.training.manifest import (
+    checkpoints,
+    checkpoints_folder,
+    completed_folder,
+    read_manifest,
+    step_of,
+    write_manifest,
+)
 from rapidfireai.training.position import DataPosition, Place
 
 logger = logging.getLogger(__name__)
 
-_MANIFEST = "manifest.json"
 _ENGINE_STATE = "engine_state.pt"
 _UNFINISHED = ".unfinished"
 
@@ -113,7 +118,7 @@ def save_checkpoint(state: RunState, folder: Path) -> Checkpoint:
         }
         torch.save(engine_state, unfinished / _ENGINE_STATE)
         reach("checkpoint.before_manifest")
-        _write_manifest(unfinished, progress, standing)
+        write_manifest(unfinished, {"progress": asdict(progress), "standing": standing.to_json()})
     except BaseException:
         # On a full disk its own beginning may be what takes the room.
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -122,7 +127,7 @@ def save_checkpoint(state: RunState, folder: Path) -> Checkpoint:
     shutil.rmtree(target, ignore_errors=True)
     os.replace(unfinished, target)
     reach("checkpoint.after_rename")
-    for old in _folders(folder)[_KEPT:]:
+    for old in checkpoints(folder)[_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     reach("checkpoint.older_removed")
     return Checkpoint(folder=target, progress=progress, standing=standing)
@@ -135,7 +140,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         DamagedCheckpointError: There is none, or it is not what was written.
     """
     try:
-        progress, standing = _read_manifest(folder)
+        content = read_manifest(folder)
+        progress = Progress(**content["progress"])
+        standing = Standing.from_json(content["standing"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {error}") from error
     return Checkpoint(folder=folder, progress=progress, standing=standing)
@@ -187,7 +194,7 @@ def link_or_copy(source: str, target: str) -> None:
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The latest that is whole; None if there is none."""
-    for candidate in _folders(folder):
+    for candidate in checkpoints(folder):
         try:
             return read_checkpoint(candidate)
         except DamagedCheckpointError as error:
@@ -207,17 +214,6 @@ def latest_state(run_folder: Path) -> Checkpoint | None:
     )
 
 
-def checkpoints_folder(run_folder: Path) -> Path:
-    """Of the checkpoints that the run itself is taken up from."""
-    return run_folder / "checkpoints"
-
-
-def completed_folder(run_folder: Path) -> Path:
-    """Of the one that is written when the run has done its last step. The run itself is never taken
-    up from there: there is nothing left for its trainer to do."""
-    return run_folder / "completed"
-
-
 def clear_left_overs(run_folder: Path, step: int) -> None:
     """Remove what a process that was killed left behind and nobody needs.
 
@@ -226,7 +222,7 @@ def clear_left_overs(run_folder: Path, step: int) -> None:
             part in the choice of which ones are kept.
         step: At which the run is taken up.
     """
-    later = [path for path in _folders(run_folder) if _step(path) > step]
+    later = [path for path in checkpoints(run_folder) if step_of(path) > step]
     unfinished = checkpoints_folder(run_folder).glob(f"*{_UNFINISHED}")
     for path in (*later, *unfinished, completed_folder(run_folder)):
         shutil.rmtree(path, ignore_errors=True)
@@ -355,53 +351,6 @@ def _without_model_card(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.create_or_update_model_card
-
-
-def _write_manifest(folder: Path, progress: Progress, standing: Standing) -> None:
-    content = {
-        "progress": asdict(progress),
-        "standing": standing.to_json(),
-        "files": {path.name: _file_digest(path) for path in sorted(folder.iterdir())},
-    }
-    with (folder / _MANIFEST).open("w") as file:
-        json.dump({**content, "digest": _digest(content)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_manifest(folder: Path) -> tuple[Progress, Standing]:
-    """Check the checkpoint.
-
-    Raises:
-        OSError: A file is missing.
-        ValueError: A file is not what was written.
-    """
-    content = json.loads((folder / _MANIFEST).read_text())
-    if content.pop("digest") != _digest(content):
-        raise ValueError(f"{_MANIFEST} has been changed")
-    for name, digest in content["files"].items():
-        if _file_digest(folder / name) != digest:
-            raise ValueError(f"{name} has been changed")
-    return Progress(**content["progress"]), Standing.from_json(content["standing"])
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Checkpoints by step, the latest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    return sorted(found, key=_step, reverse=True)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[1])
 
 
 def _plain_event(event: Told) -> dict[str, Any]:

@@ -35,7 +35,6 @@ from rapidfireai.training.checkpoint import (
     RunState,
     Told,
     clear_left_overs,
-    completed_folder,
     latest_checkpoint,
     save_checkpoint,
 )
@@ -44,6 +43,7 @@ from rapidfireai.training.fork import ForkedStart
 from rapidfireai.training.fused import FusedBackbone, why_sliced
 from rapidfireai.training.generation import GenerationMetrics
 from rapidfireai.training.instrument import Instrument
+from rapidfireai.training.manifest import completed_folder
 from rapidfireai.training.output import save_run
 from rapidfireai.training.position import DataPosition
 from rapidfireai.workers.fiber import Fiber, FiberClosed
