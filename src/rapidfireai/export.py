@@ -13,15 +13,15 @@ from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import ConfigError, ExperimentPathError
 from rapidfireai.paths import ExperimentFolder
-from rapidfireai.training.manifest import MANIFEST, checkpoints, checkpoints_folder, read_manifest
+from rapidfireai.training.manifest import (
+    checkpoints,
+    checkpoints_folder,
+    model_files,
+    read_manifest,
+)
 from rapidfireai.training.output import write_config
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
-
-_TO_GO_ON: Final = (
-    "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "engine_state.pt", MANIFEST,
-)  # fmt: skip
-"""Of a checkpoint: what only serves to continue the training."""
 
 _WEIGHTS: Final = ("*.safetensors", "*.safetensors.index.json", "*.bin", "adapter_*", "README.md")
 """Replaced when an adapter is merged."""
@@ -125,9 +125,8 @@ def _copy_checkpoint(folder: Path, target: Path) -> int | None:
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 _empty(target)
                 continue
-            for pattern in _TO_GO_ON:
-                for path in target.glob(pattern):
-                    path.unlink()
+            for path in {*target.iterdir()} - {*model_files(target)}:
+                path.unlink()
             return step
     return None
 

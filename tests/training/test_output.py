@@ -72,9 +72,9 @@ class Ended:
             model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
             return model, AutoTokenizer.from_pretrained(base)
 
-        def saved(trainer: Any, folder: Path, config: Any) -> None:
+        def saved(trainer: Any, folder: Path, *rest: Any) -> None:
             self.trained[str(folder)] = logits(trainer.model, trainer.processing_class)
-            save_run(trainer, folder, config)
+            save_run(trainer, folder, *rest)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(task, "save_run", saved)

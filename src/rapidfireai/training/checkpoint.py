@@ -28,6 +28,7 @@ from rapidfireai.training.manifest import (
     checkpoints,
     checkpoints_folder,
     completed_folder,
+    link_or_copy,
     read_manifest,
     step_of,
     write_manifest,
@@ -180,16 +181,6 @@ def copy_checkpoint(source: Path, target: Path) -> Checkpoint:
     shutil.rmtree(target, ignore_errors=True)
     os.replace(unfinished, target)
     return read_checkpoint(target)
-
-
-def link_or_copy(source: str, target: str) -> None:
-    """Let `target` be a second name of a file that nobody writes to, or else a copy of it."""
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:

@@ -31,10 +31,10 @@ from rapidfireai.training.adapter import adapter_fits, load_refitted
 from rapidfireai.training.checkpoint import (
     Progress,
     Resumption,
-    link_or_copy,
     read_checkpoint,
 )
 from rapidfireai.training.forgotten import Forgotten
+from rapidfireai.training.manifest import link_or_copy
 from rapidfireai.training.position import Place
 from rapidfireai.workers.process_state import RngState
 

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +13,12 @@ from rapidfireai.core.events import Json
 
 MANIFEST: Final = "manifest.json"
 """Names all files of a checkpoint with their digests; written last."""
+
+
+_TO_GO_ON: Final = (
+    "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "engine_state.pt", MANIFEST,
+)  # fmt: skip
+"""Of a checkpoint: what only serves to continue the training."""
 
 
 def checkpoints_folder(run_folder: Path) -> Path:
@@ -33,6 +41,25 @@ def checkpoints(folder: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(checkpoint.name.split("-")[1])
+
+
+def model_files(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint without those that only serve to continue the training."""
+    return sorted(
+        path
+        for path in checkpoint.iterdir()
+        if not any(fnmatch(path.name, pattern) for pattern in _TO_GO_ON)
+    )
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Let `target` be a second name of a file that nobody writes to, or else a copy of it."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def write_manifest(folder: Path, content: Mapping[str, Json]) -> None:

@@ -11,22 +11,38 @@ from typing import Any
 
 from rapidfireai.core.events import Json
 from rapidfireai.faults import reach
+from rapidfireai.training.manifest import link_or_copy, model_files
 
 CONFIG_FILE = "run_config.json"
 
 
-def save_run(trainer: Any, folder: Path, config: dict[str, Json]) -> None:
+def save_run(
+    trainer: Any, folder: Path, config: dict[str, Json], checkpoint: Path | None = None
+) -> None:
     """Write model or adapter, tokenizer, trainer state and configuration.
 
     The folder appears as a whole or not at all. One that is there already is replaced, and kept
     until then.
+
+    Args:
+        trainer: Whose run has ended.
+        folder: Where to.
+        config: The run's configuration as given, and the arguments in force.
+        checkpoint: One of the run as it is now, which holds all the rest already: its files are
+            shared, where the file system can do that, instead of written once more.
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
     replaced = folder.with_name(folder.name + ".replaced")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         reach("final.begun")
-        _write(trainer, unfinished, config)
+        if checkpoint is None:
+            _write(trainer, unfinished)
+        else:
+            unfinished.mkdir(parents=True)
+            for file in model_files(checkpoint):
+                link_or_copy(file, unfinished / file.name)
+        write_config(unfinished, config)
         reach("final.written")
     except BaseException:
         # On a full disk its own beginning may be what takes the room.
@@ -41,13 +57,12 @@ def save_run(trainer: Any, folder: Path, config: dict[str, Json]) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _write(trainer: Any, folder: Path, config: dict[str, Json]) -> None:
+def _write(trainer: Any, folder: Path) -> None:
     with warnings.catch_warnings():
         # PEFT cannot look up the base's configuration on the hub when offline, and says so.
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
         trainer.save_model(str(folder))
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
-    write_config(folder, config)
 
 
 def write_config(folder: Path, config: Mapping[str, Json]) -> None:

@@ -86,7 +86,7 @@ class TrainingTask:
         self._own: list[torch.Tensor] | None = None
         """The models' own parameters and buffers, once they have been looked for."""
         self._saved: Path | None = None
-        """What `save` last asked for has been written to."""
+        """Where the run was written to when that was last asked for."""
         self._unsent: list[Event] = []
         """Events on their way out; a failure right there must not lose them."""
 
@@ -221,7 +221,7 @@ class TrainingTask:
             self._saved = self._write_checkpoint(instrument)
             request = self._fiber.pause([])
         if request is not None:
-            self._write_checkpoint(instrument)
+            self._saved = self._write_checkpoint(instrument)
             raise request
         if self._checkpoints.is_due(instrument.progress) and _is_sound(events):
             self._write_checkpoint(instrument)
@@ -246,12 +246,13 @@ class TrainingTask:
             return None if latest is None else latest.folder
         return self._write(instrument, self._checkpoints.write, completed=False)
 
-    def _write_completed(self, instrument: Instrument) -> None:
-        """Write down what clones with more steps go on from."""
+    def _write_completed(self, instrument: Instrument) -> Path | None:
+        """Write down what clones with more steps go on from, and return where."""
         assert self._position is not None, "it comes with the instrument"
+        if not self._position.is_known:
+            return None
         folder = completed_folder(self._parts.spec.folder)
-        if self._position.is_known:
-            self._write(instrument, lambda state: save_checkpoint(state, folder), completed=True)
+        return self._write(instrument, lambda state: save_checkpoint(state, folder), completed=True)
 
     def _write(
         self, instrument: Instrument, write: Callable[[RunState], Checkpoint], *, completed: bool
@@ -308,8 +309,7 @@ class TrainingTask:
             instrument = self._run_from_latest()
             events = instrument.finish()
             self._parts.base.verify()
-            self._write_completed(instrument)
-            self._save()
+            self._save(self._write_completed(instrument))
             return [
                 *self._notes,
                 *events,
@@ -402,19 +402,26 @@ class TrainingTask:
     def _active_s(self) -> float:
         return 0.0 if self._instrument is None else self._instrument.stopwatch.read_s()
 
-    def _save(self) -> None:
+    def _save(self, checkpoint: Path | None = None) -> None:
+        """Write the run's folder.
+
+        Args:
+            checkpoint: Of the run as it is now, if it has just been written.
+        """
         resolved = self._resolved
         assert resolved is not None, "a trainer is built from resolved arguments"
         spec, trainer = self._parts.spec, self._trainer
         config = {"config": spec.config.to_json(), "resolved": resolved.to_json()}
         note = self._room.write(
-            lambda: save_run(trainer, spec.final, config), spec.folder, f"run {self._run_id}"
+            lambda: save_run(trainer, spec.final, config, checkpoint),
+            spec.folder,
+            f"run {self._run_id}",
         )
         self._note(note)
 
     def _stopped(self, reason: str) -> list[Event]:
         try:
-            self._save()
+            self._save(self._saved)
         except Exception as error:
             if not self._room.is_given_up():
                 return self._failed(error)
