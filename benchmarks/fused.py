@@ -49,7 +49,6 @@ class Clock:
     compared_s: list[float] = field(default_factory=list)
     """From the beginning until each configuration has done its first chunk, building included."""
     peak_gib: float | None = None
-    num_tokens: int = 0
     _begin_s: float = 0.0
     _last: tuple[float, float] = (0.0, 0.0)
 
@@ -121,7 +120,6 @@ def train_stock(case: Case, folder: Path) -> Clock:
         trainer.save_model(str(folder / str(number) / "final"))
         trainer.save_state()
         clock.count()
-        clock.num_tokens += trainer.state.num_input_tokens_seen or _tokens(trainer)
     clock.stop()
     return clock
 
@@ -188,7 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     case = _case(options, shape, tokens, number, num_steps=options.steps)
                     name = f"{_name(options, shape)}, {tokens} tokens, N={number}"
                     place = Path(folder) / name.replace(" ", "_").replace("/", "_")
-                    rows += _rows(name, _measure(case, place, options.repeats))
+                    total = number * options.steps * tokens
+                    rows += _rows(name, _measure(case, place, options.repeats), total)
     if not torch.cuda.is_available():
         rows += [Row(name=f"{name} on a GPU", value="unmeasured") for name in GPU_SHAPES]
     title = "Fused: N LoRA configurations in shared passes"
@@ -202,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fused", description=__doc__)
     add = parser.add_argument
-    add("--model", default=TINY, help="tiny, or a model's folder")
+    add("--model", default=TINY, help="tiny, or a model's folder; its texts may be shorter")
     add("--shapes", type=_shape, nargs="+", default=CPU_SHAPES, help="of tiny, as 64x2")
     add("--tokens", type=int, nargs="+", default=[32, 64, 128], help="in a batch")
     add("--configs", type=int, nargs="+", default=[4, 8])
@@ -267,8 +266,8 @@ def _measure(case: Case, folder: Path, num: int) -> dict[str, list[Clock]]:
     return clocks
 
 
-def _rows(name: str, clocks: Mapping[str, list[Clock]]) -> list[Row]:
-    num_tokens = clocks["stock"][0].num_tokens
+def _rows(name: str, clocks: Mapping[str, list[Clock]], num_tokens: int) -> list[Row]:
+    """Each row of the data is cut to the length asked for, so all ways train on `num_tokens`."""
 
     def ratios(of: str, to: str, what: str) -> Spread:
         pairs = zip(clocks[of], clocks[to], strict=True)
@@ -293,12 +292,6 @@ def _rows(name: str, clocks: Mapping[str, list[Clock]]) -> list[Row]:
         note = f"all compared after {compared:.1f} s, trainers built{peak}"
         rows.append(Row(name=f"{name}: {way}", value=per_s, unit="tokens/s", note=note))
     return rows
-
-
-def _tokens(trainer: Any) -> int:
-    """Tokens that an SFT trainer has trained on, as it counts them itself."""
-    history = [row for row in trainer.state.log_history if "num_tokens" in row]
-    return int(history[-1]["num_tokens"])
 
 
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
