@@ -14,7 +14,6 @@ from rapidfireai.control import WAIT_S, give, leads_on
 from rapidfireai.core.commands import Command, CommandRecord, CommandStatus, Verb
 from rapidfireai.core.engine import Listener
 from rapidfireai.core.fork import OptimizerState, Schedule
-from rapidfireai.core.policy import Policy
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.errors import CommandRejectedError, ConfigError, UnknownArgumentError
 from rapidfireai.fit import Fit, FitRequest
@@ -95,7 +94,7 @@ class Experiment:
         memory_limit_gib: float | None = None,
         host_memory_limit_gib: float | None = None,
         checkpoint_every_s: float = 60.0,
-        policies: Sequence[Policy] = (),
+        policy: Any = None,
         trackers: Sequence[Listener] = (),
         **incumbent: Any,
     ) -> FitHandle | None:
@@ -128,7 +127,9 @@ class Experiment:
                 those beyond it go to disk. None: no limit.
             checkpoint_every_s: Seconds of a run's own training between two checkpoints, at least;
                 more where writing one takes more than a fiftieth of that.
-            policies: Asked at each chunk's end which runs to stop.
+            policy: What prunes, resumes and clones runs by what they measure at the ends of chunks:
+                "auto" for the recommended one, a policy of `rapidfireai.policies` or of your own,
+                or a list of these. None leaves every run to its end.
             trackers: Told of every event.
             incumbent: The names `param_config`, `create_model_fn` and `monte_carlo_simulations`,
                 which scripts for RapidFire AI's own package use.
@@ -160,7 +161,7 @@ class Experiment:
             memory_limit_gib=memory_limit_gib,
             host_memory_limit_gib=host_memory_limit_gib,
             checkpoint_every_s=checkpoint_every_s,
-            policies=policies,
+            policy=policy,
             trackers=trackers,
         )
         if self._folder.store.exists() and not _is_unfinished(self._folder):

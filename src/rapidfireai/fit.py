@@ -22,12 +22,20 @@ from rapidfireai.core.events import RunRecovered, RunStopped
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.policy import Policy
 from rapidfireai.core.run import Run, RunStatus, apply
-from rapidfireai.errors import ConfigError
+from rapidfireai.errors import ConfigError, ObjectiveError
 from rapidfireai.faults import reach
 from rapidfireai.live import progress_view
 from rapidfireai.paths import ExperimentFolder
 from rapidfireai.preparation import ScriptPreparer, SpecBook
-from rapidfireai.store import ExperimentRecord, PatientStore, Recorder, Room, SqliteStore, Store
+from rapidfireai.store import (
+    ExperimentRecord,
+    History,
+    PatientStore,
+    Recorder,
+    Room,
+    SqliteStore,
+    Store,
+)
 from rapidfireai.surroundings import (
     EndAtOnce,
     Ending,
@@ -71,7 +79,7 @@ class FitRequest:
     memory_limit_gib: float | None
     host_memory_limit_gib: float | None
     checkpoint_every_s: float
-    policies: Sequence[Policy]
+    policy: Any
     trackers: Sequence[Listener]
 
     def __post_init__(self) -> None:
@@ -113,17 +121,17 @@ class FitRequest:
             )
 
     def _check_hooks(self) -> None:
-        for name, method in (("policies", "on_chunk"), ("trackers", "on_event")):
-            if not isinstance(getattr(self, name), list | tuple):
+        from rapidfireai.policies import as_policies
+
+        as_policies(self.policy)
+        if not isinstance(self.trackers, list | tuple):
+            raise ConfigError(f"trackers={self.trackers!r} cannot be used; it has to be a list")
+        for item in self.trackers:
+            if not callable(getattr(item, "on_event", None)):
                 raise ConfigError(
-                    f"{name}={getattr(self, name)!r} cannot be used; it has to be a list"
+                    f"trackers holds {item!r}, which has no method on_event(); see "
+                    f"rapidfireai.core for what one needs"
                 )
-            for item in getattr(self, name):
-                if not callable(getattr(item, method, None)):
-                    raise ConfigError(
-                        f"{name} holds {item!r}, which has no method {method}(); see "
-                        f"rapidfireai.core for what one needs"
-                    )
 
 
 class Fit:
@@ -180,6 +188,7 @@ class Fit:
             KeyboardInterrupt: Ctrl-C, after all runs have been written down.
             SystemExit: SIGTERM, likewise.
         """
+        from rapidfireai.policies import as_policies
         from rapidfireai.workers.in_process import InProcessExecutor
         from rapidfireai.workers.process_state import Isolated
         from rapidfireai.workers.telemetry import DeviceMonitor
@@ -193,20 +202,33 @@ class Fit:
             progress_view(self._runs, store.metrics()) as view,
         ):
             recorder = Recorder(store, self._clock)
+            policies = as_policies(self._request.policy)
             engine = Engine(
                 self._runs,
                 executor,
                 recorder,
                 [view, *map(Isolated, self._request.trackers)],
-                self._request.policies,
+                policies,
                 ScriptPreparer(self._book, self._workload, self._schemas),
             )
+            self._recall(engine, store, policies)
             self.thread_id = threading.get_ident()
             try:
                 self._drive(engine, cancelled)
             finally:
                 self.thread_id = None
                 recorder.flush()
+
+    def _recall(self, engine: Engine, store: Store, policies: Sequence[Policy]) -> None:
+        """Let policies know what an earlier process has seen."""
+        from rapidfireai.policies import described
+
+        for policy in policies:
+            logger.info("policy: %s", described(policy))
+        if policies:
+            history = History(store)
+            given = [record.command for record in store.commands()]
+            engine.recall(history.begin, history.moments(), given)
 
     def _drive(self, engine: Engine, cancelled: threading.Event) -> None:
         ending = self._ending
@@ -224,6 +246,9 @@ class Fit:
                         self._sweep(engine)
                 except KeyboardInterrupt:  # not from a signal of ours
                     ending.ask()
+                except ObjectiveError as error:
+                    engine.interrupt(str(error))
+                    raise
                 if not engine.ended:
                     logger.warning("interrupted: writing all runs down")
                     engine.interrupt("interrupted by the user")

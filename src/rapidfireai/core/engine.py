@@ -5,7 +5,7 @@ It holds the runs of one experiment, knows no torch and no database, and takes e
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from rapidfireai.core.clock import Clock, SystemClock
@@ -117,7 +117,9 @@ class Engine:
         self._record = record
         self._preparer = preparer or _Unprepared()
         self._clock = clock or SystemClock()
-        self._advice = Advice(policies)
+        self._advice = Advice(policies, runs)
+        self._owed: list[Command] = []
+        """Decisions that an earlier process did not come to write down."""
         self._listeners = (self._advice, *listeners)
         # Kept up to date run by run: a decision must not cost a walk over all runs.
         self._open = {run.id for run in runs if not run.ended}
@@ -144,11 +146,29 @@ class Engine:
         self.heed_commands()
         for event in self._executor.receive():
             self._apply(event)
-        for decision in self._advice.take(self._runs.values()):
-            self._carry_out(self._record.submit(decision))
+        self._heed_policies()
         for order in schedule(Snapshot(waiting=self._waiting, idle=self._idle())):
             self._assign(order)
         assert self._busy or self.ended, "an executor has at least one worker"
+
+    def recall(
+        self,
+        begin: Iterable[Run],
+        history: Iterable[tuple[Run, Event, Run]],
+        given: Iterable[Command],
+    ) -> None:
+        """Let policies know what earlier processes recorded; before the first step.
+
+        Args:
+            begin: The runs as they were before the first event.
+            history: Every event, with the run before and after it.
+            given: What policies asked for then.
+
+        Raises:
+            ObjectiveError: See `Policy`.
+        """
+        self._owed += self._advice.recall(begin, history, given)
+        self._advice.meet(self._runs.values())
 
     def heed_commands(self) -> None:
         """Settle the commands that have been given meanwhile."""
@@ -178,6 +198,11 @@ class Engine:
                 if isinstance(event, RunStopped):
                     event = RunInterrupted(run_id=run.id, reason=reason, active_s=event.active_s)
                 self._apply(event)
+
+    def _heed_policies(self) -> None:
+        owed, self._owed = self._owed, []
+        for decision in (*owed, *self._advice.take(self._runs.values())):
+            self._carry_out(self._record.submit(decision))
 
     def _carry_out(self, given: CommandRecord) -> None:
         command = given.command

@@ -17,6 +17,8 @@ from rapidfireai.core.engine import Listener
 from rapidfireai.core.events import (
     ChunkFinished,
     Event,
+    MetricsLogged,
+    MetricSource,
     RunCompleted,
     RunFailed,
     RunStarted,
@@ -65,6 +67,7 @@ class SimulatedExecutor:
         num_workers: Workers, each with one order at a time; at least 1.
         durations_s: For each run the seconds that each of its chunks takes, one entry a chunk.
         failures: For runs that fail, the chunk at whose end they do.
+        losses: For runs that are evaluated, `eval_loss` after each of their chunks.
     """
 
     def __init__(
@@ -73,12 +76,15 @@ class SimulatedExecutor:
         num_workers: int,
         durations_s: Mapping[RunId, Sequence[float]],
         failures: Mapping[RunId, int] = MappingProxyType({}),
+        losses: Mapping[RunId, Sequence[float]] = MappingProxyType({}),
     ) -> None:
         self._clock = clock
         self._workers = tuple(WorkerId(number) for number in range(num_workers))
-        self._durations_s = durations_s
+        self._durations_s = dict(durations_s)
         self._failures = failures
+        self._losses = dict(losses)
         self._active_s = dict.fromkeys(durations_s, 0.0)
+        self._begun: set[RunId] = set()
         self._open: dict[RunId, _Open] = {}
         self._busy: set[WorkerId] = set()
         # The serial number makes orders that end at the same time come out as they were given.
@@ -89,6 +95,15 @@ class SimulatedExecutor:
     def workers(self) -> Sequence[WorkerId]:
         """The workers there are."""
         return self._workers
+
+    def add(
+        self, run_id: RunId, durations_s: Sequence[float], losses: Sequence[float] | None = None
+    ) -> None:
+        """Know of another run, such as a clone."""
+        self._durations_s[run_id] = durations_s
+        self._active_s[run_id] = 0.0
+        if losses is not None:
+            self._losses[run_id] = losses
 
     def assign(self, order: Assign) -> None:
         """Accept an order for an idle worker."""
@@ -135,14 +150,35 @@ class SimulatedExecutor:
         self._active_s[run_id] += durations_s[order.chunk]
         active_s = self._active_s[run_id]
         events: list[Event] = []
-        if order.chunk == 0:
+        if run_id not in self._begun:
+            self._begun.add(run_id)
             num = len(durations_s)
-            events += [RunStarted(run_id=run_id, num_steps=num, num_chunks=num, resolved={})]
+            events += [
+                RunStarted(
+                    run_id=run_id,
+                    num_steps=num,
+                    num_chunks=num,
+                    resolved={},
+                    step=order.chunk,
+                    chunks_done=order.chunk,
+                )
+            ]
         if self._failures.get(run_id) == order.chunk:
             error = f"told to fail at chunk {order.chunk}"
             events += [RunFailed(run_id=run_id, error=error, traceback="", active_s=active_s)]
             return events
-        events += [StepFinished(run_id=run_id, step=step, loss=1 / step, active_s=active_s)]
+        losses = self._losses.get(run_id)
+        loss = 1 / step if losses is None else losses[order.chunk]
+        events += [StepFinished(run_id=run_id, step=step, loss=loss, active_s=active_s)]
+        if losses is not None:
+            events += [
+                MetricsLogged(
+                    run_id=run_id,
+                    step=step,
+                    source=MetricSource.CHUNK,
+                    values={"eval_loss": loss},
+                )
+            ]
         if step == len(durations_s):
             events += [RunCompleted(run_id=run_id, step=step, active_s=active_s)]
         else:
