@@ -9,6 +9,7 @@ from rapidfireai.core.events import (
     Event,
     MetricsLogged,
     MetricSource,
+    RunAdded,
     RunCloned,
     RunCompleted,
     StepFinished,
@@ -38,7 +39,12 @@ class History:
     @property
     def begin(self) -> list[Run]:
         """The runs as they were before the first event, without those that came by an event."""
-        return [_unborn(run) for run in self._stored if run.parent_id is None]
+        later = {
+            row.event.run_id
+            for row in self._store.events()
+            if isinstance(row.event, RunAdded | RunCloned)
+        }
+        return [_unborn(run) for run in self._stored if run.id not in later]
 
     def moments(self) -> Iterator[Moment]:
         """Every event in order."""

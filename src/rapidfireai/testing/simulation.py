@@ -212,7 +212,9 @@ class CommandDesk:
         if settles is not None:
             self.settle(settles)
 
-    def add_run(self, before: Run, event: Event, after: Run, settles: Outcome) -> None:
+    def add_run(
+        self, before: Run, event: Event, after: Run, settles: Outcome | None = None
+    ) -> None:
         """Likewise for a new run's first event."""
         self.on_event(before, event, after, settles)
 
