@@ -152,7 +152,8 @@ class OptunaStudy:
             else OptunaPruner(search.pruner, objective=str(search.objectives[0]))
         )
         self._unchecked = True
-        self._seen: set[RunId] = set()
+        self._shown: dict[RunId, int] = {}
+        """Chunks that each run has been shown after."""
         self._names: set[str] = set()
         while len(self._trials()) < search.n_initial:
             self._ask()
@@ -178,11 +179,14 @@ class OptunaStudy:
 
     def next(self, runs: Sequence[Run]) -> RunConfig | None:
         """Learn from what has ended, and propose a run if a place is free."""
+        num_open = 0
         for run in runs:
-            if not run.unfinished:
+            # Until a run that ran ahead is shown at its end, its last values are not known.
+            if run.unfinished or self._shown.get(run.id, 0) < run.chunks_done:
+                num_open += 1
+            else:
                 self._tell(run)
-        num_training = sum(run.unfinished for run in runs)
-        if num_training >= self._search.n_initial or len(self._trials()) >= self._search.budget:
+        if num_open >= self._search.n_initial or len(self._trials()) >= self._search.budget:
             return None
         return self._search.config(self._ask())
 
@@ -205,6 +209,7 @@ class OptunaStudy:
     ) -> Sequence[Command]:
         """Take note of a run's values, and prune as the pruner says. See `Policy.on_chunk`."""
         self._check(run, metrics, runs)
+        self._shown[run.id] = run.chunks_done
         wanted = [objective.metric for objective in self._search.objectives]
         self._values[run.id] = {name: metrics[name] for name in wanted if name in metrics}
         if len(wanted) == 1 and wanted[0] in metrics:
@@ -214,8 +219,8 @@ class OptunaStudy:
     def _check(self, run: Run, metrics: Mapping[str, float], runs: Sequence[Run]) -> None:
         """Find out whether anybody reports the objectives, once all have done a chunk."""
         self._names |= metrics.keys()
-        self._seen.add(run.id)
-        if not self._unchecked or any(r.unfinished and r.id not in self._seen for r in runs):
+        others = [r for r in runs if r.unfinished and r.id != run.id]
+        if not self._unchecked or any(r.id not in self._shown for r in others):
             return
         self._unchecked = False
         for objective in self._search.objectives:

@@ -86,7 +86,7 @@ class Supply(Protocol):
     """Has further runs begin while others train, as a search does that learns from them.
 
     Called from the engine's thread while no run trains, at the first step and whenever runs have
-    settled. What raises is switched off.
+    ended a chunk or settled. What raises is switched off.
     """
 
     def next(self, runs: Sequence[Run], run_id: RunId) -> Run | None:
@@ -142,7 +142,7 @@ class Engine:
         self._clock = clock or SystemClock()
         self._supply = supply
         self._has_room = True
-        """Whether the supply has to be asked, since runs have settled."""
+        """Whether the supply has to be asked, since runs have ended a chunk or settled."""
         self._advice = Advice(policies, runs)
         self._owed: list[Command] = []
         """Decisions that an earlier process did not come to write down."""
@@ -361,7 +361,7 @@ class Engine:
         self._waiting.discard(before.id)
         if _waits(after):
             self._waiting.add(_waiting_run(after))
-        if not after.unfinished:
+        if after.status is not RunStatus.RUNNING:
             self._has_room = True
         if after.ended:
             self._open.discard(after.id)

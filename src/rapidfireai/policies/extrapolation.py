@@ -13,6 +13,7 @@ with few chunks is expected to go.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -27,17 +28,18 @@ MIN_CHUNKS: Final = 3
 
 # Shapes: H hypotheses (s, b), D draws.
 
-_SLOPES: Final = np.geomspace(0.1, 2.0, 14)
+_SLOPES: Final = np.geomspace(0.1, 2.0, 12)
 _SHARES: Final = {"at once": 0.80, "late": 0.17, "never": 0.03}
 """How often a run begins to learn then, before anything is seen of it."""
 _LATEST_START: Final = 2 / 3
 """Of the run: one that has not begun by then is not expected to any more."""
+_STARTS_PER_CHUNK: Final = 4
 _NUM_FUTURE_STARTS: Final = 6
 _PSEUDO_RUNS: Final = 2.0
 """Weight of the vague prior beside that of the runs."""
 _PSEUDO_POINTS: Final = 4.0
 """Likewise of the first guess of the noise."""
-_NUM_SWEEPS: Final = 3
+_NUM_SWEEPS: Final = 2
 _DOUBT: Final = 0.05
 """Of the change that is still expected: a power law is a model."""
 
@@ -170,11 +172,18 @@ def _vague(curves: Sequence[_Curve]) -> _Prior:
     )
 
 
-def _hypotheses(curve: _Curve) -> tuple[Floats, NDArray[np.intp], Floats]:
-    """Starts, slopes and prior weights (H,) of a curve; a start beyond the end means never."""
-    num_done, num_chunks = len(curve.y), curve.num_chunks
+@lru_cache(maxsize=256)
+def _hypotheses(
+    num_done: int, num_chunks: int
+) -> tuple[Floats, NDArray[np.intp], Floats, Floats, Floats]:
+    """Starts, slopes, prior weights (H,), factors (H, n), their sums and those of squares (2, H).
+
+    A start beyond the end means never. Nobody changes what is returned.
+    """
     latest = max(int(_LATEST_START * num_chunks), 1)
-    past = np.arange(1, min(num_done, latest + 1), dtype=np.float64)
+    # A run does not begin at a chunk's end: on a coarser grid its first drop would look too small.
+    past = np.arange(_STARTS_PER_CHUNK, _STARTS_PER_CHUNK * min(num_done, latest + 1), dtype=float)
+    past /= _STARTS_PER_CHUNK
     future = np.unique(
         np.linspace(num_done, latest, _NUM_FUTURE_STARTS).round()
         if num_done <= latest
@@ -185,13 +194,15 @@ def _hypotheses(curve: _Curve) -> tuple[Floats, NDArray[np.intp], Floats]:
     weights = np.concatenate(
         [
             [_SHARES["at once"]],
-            np.full(len(past), late),
+            np.full(len(past), late / _STARTS_PER_CHUNK),
             np.full(len(future), late * (latest - num_done + 1) / max(len(future), 1)),
             [_SHARES["never"]],
         ]
     )
     slopes = np.tile(np.arange(len(_SLOPES)), len(starts))
-    return np.repeat(starts, len(_SLOPES)), slopes, np.repeat(weights, len(_SLOPES))
+    starts, weights = np.repeat(starts, len(_SLOPES)), np.repeat(weights, len(_SLOPES))
+    g = _factor(np.arange(1, num_done + 1, dtype=np.float64), starts, slopes)
+    return starts, slopes, weights, g, np.stack([g.sum(axis=1), (g * g).sum(axis=1)])
 
 
 def _factor(t: Floats | float, start: Floats, slope: NDArray[np.intp]) -> Floats:
@@ -204,16 +215,14 @@ def _factor(t: Floats | float, start: Floats, slope: NDArray[np.intp]) -> Floats
 
 
 def _fit(curve: _Curve, prior: _Prior) -> _Posterior:
-    starts, slopes, weights = _hypotheses(curve)
     y, n = curve.y, len(curve.y)
-    t = np.arange(1, n + 1, dtype=np.float64)
-    g = _factor(t, starts, slopes)  # (H, n)
+    starts, slopes, weights, g, sums = _hypotheses(n, curve.num_chunks)
     precision = 1 / prior.noise_sd**2
     prior_precision = np.linalg.inv(prior.cov)
     a = np.empty((len(starts), 2, 2))
     a[:, 0, 0] = n
-    a[:, 0, 1] = a[:, 1, 0] = g.sum(axis=1)
-    a[:, 1, 1] = (g * g).sum(axis=1)
+    a[:, 0, 1] = a[:, 1, 0] = sums[0]
+    a[:, 1, 1] = sums[1]
     a = a * precision + prior_precision
     pull = np.stack([np.full(len(starts), y.sum()), g @ y], axis=1) * precision
     pull = pull + prior_precision @ prior.mean
