@@ -60,14 +60,26 @@ class Policy(Protocol):
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What is known of a run's metrics."""
+class ChunkMetrics:
+    """What is known of a run's metrics, to be summed up at the ends of its chunks."""
 
     latest: dict[str, float] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)
     """By step, of the present chunk. A run that goes on from a checkpoint repeats some."""
     logged: dict[str, dict[int, float]] = field(default_factory=dict)
     """Of each metric of the steps that the trainer logs, likewise."""
+
+    def note(self, event: StepFinished | MetricsLogged) -> None:
+        """Take in what was measured."""
+        if isinstance(event, StepFinished):
+            self.losses[event.step] = event.loss
+            return
+        for name, value in event.values.items():
+            # A chunk has one evaluation, and the device is looked at once.
+            if event.source is MetricSource.LOG and not name.startswith("eval_"):
+                self.logged.setdefault(name, {})[event.step] = value
+            else:
+                self.latest[name] = value
 
     def take(self) -> dict[str, float]:
         """The metrics at a chunk's end, where the next one begins."""
@@ -97,7 +109,7 @@ class Advice:
 
     def __init__(self, policies: Sequence[Policy], runs: Iterable[Run] = ()) -> None:
         self._policies = list(policies)
-        self._seen: dict[RunId, _Seen] = {}
+        self._seen: dict[RunId, ChunkMetrics] = {}
         self._reached: dict[RunId, int] = {}
         """Chunks that each run has reported."""
         self._unfinished: dict[RunId, int] = {}
@@ -118,10 +130,8 @@ class Advice:
         if not self._policies:
             return
         match event:
-            case StepFinished():
-                self._of(after).losses[event.step] = event.loss
-            case MetricsLogged():
-                self._note(self._of(after), event)
+            case StepFinished() | MetricsLogged():
+                self._of(after).note(event)
             case ChunkFinished() | RunCompleted():
                 self._report(after)
             case _:
@@ -201,16 +211,8 @@ class Advice:
             return []
         return decisions
 
-    def _of(self, run: Run) -> _Seen:
-        return self._seen.setdefault(run.id, _Seen())
-
-    def _note(self, seen: _Seen, event: MetricsLogged) -> None:
-        for name, value in event.values.items():
-            # A chunk has one evaluation, and the device is looked at once.
-            if event.source is MetricSource.LOG and not name.startswith("eval_"):
-                seen.logged.setdefault(name, {})[event.step] = value
-            else:
-                seen.latest[name] = value
+    def _of(self, run: Run) -> ChunkMetrics:
+        return self._seen.setdefault(run.id, ChunkMetrics())
 
     def _report(self, run: Run) -> None:
         metrics = self._of(run).take()
