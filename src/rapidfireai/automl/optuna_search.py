@@ -21,7 +21,7 @@ from rapidfireai.errors import ConfigError, ObjectiveError
 from rapidfireai.policies import OptunaPruner
 from rapidfireai.policies.arguments import at_least
 from rapidfireai.policies.objective import Direction, Objective
-from rapidfireai.policies.optuna_pruner import require_optuna
+from rapidfireai.policies.optuna_pruner import require_optuna, unannounced
 from rapidfireai.training.config import RunConfig
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ class OptunaStudy:
                 else optuna.study.StudyDirection.MAXIMIZE
                 for objective in search.objectives
             ]
-            self._storage.create_new_study(directions, "search")
+            with unannounced():
+                self._storage.create_new_study(directions, "search")
         self._study = optuna.Study("search", self._storage)
         self._numbers: dict[RunId, int] = {}
         """The trial of each run."""

@@ -1,6 +1,7 @@
 """Optuna's pruners, for runs that train at the same time."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rapidfireai.core.commands import Command
@@ -25,6 +26,19 @@ def require_optuna() -> Any:
             'this needs Optuna, which is not installed: pip install "optuna>=5"'
         ) from error
     return optuna
+
+
+@contextmanager
+def unannounced() -> Iterator[None]:
+    """Keep Optuna from telling the user's terminal about studies that are none of the user's."""
+    import optuna
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 class OptunaPruner(RoundPolicy):
@@ -56,7 +70,9 @@ class OptunaPruner(RoundPolicy):
 
     def judge(self, round: Round) -> list[Command]:
         """Ask the pruner about each run, in the order of their numbers."""
-        race = self._races.setdefault(round.group, _Race(self._pruner))
+        if round.group not in self._races:
+            self._races[round.group] = _Race(self._pruner)
+        race = self._races[round.group]
         for run_id in round.fresh:
             race.report(run_id, round.curves[run_id][-1], round.chunk)
         name = type(self._pruner).__name__
@@ -95,9 +111,9 @@ class _Race:
 
             asking: int | None = None
 
-        # Not `create_study`, which would announce each of them in the user's terminal.
         storage = optuna.storages.InMemoryStorage()
-        storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "runs")
+        with unannounced():
+            storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "runs")
         self._study = Peers(study_name="runs", storage=storage, pruner=pruner)
         self._trials: dict[RunId, optuna.Trial] = {}
 

@@ -66,7 +66,7 @@ class ThresholdPolicy(RoundPolicy):
                 )
         if self._stall is not None and len(counted) > self._stall:
             before, after = counted[: -self._stall], counted[-self._stall :]
-            if min(after) > min(before) - self._min_gain:
+            if min(after) >= min(before) - self._min_gain:
                 return (
                     f"after chunk {chunk} its best is {self.value(min(before))}, and no chunk of "
                     f"the last {self._stall} was better"
