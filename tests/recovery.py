@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,20 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback
 
 from rapidfireai import Experiment, faults
-from rapidfireai.automl import RFDPOConfig, RFGRPOConfig, RFLoraConfig, RFModelConfig, RFSFTConfig
+from rapidfireai.automl import (
+    Range,
+    RFDPOConfig,
+    RFGRPOConfig,
+    RFLoraConfig,
+    RFModelConfig,
+    RFOptuna,
+    RFSFTConfig,
+)
 from rapidfireai.core.events import Event, MetricSource
 from rapidfireai.core.run import Run
 from rapidfireai.errors import RapidFireError
 from rapidfireai.paths import ExperimentFolder
+from rapidfireai.policies import MedianPolicy, Policy
 from rapidfireai.store import SqliteStore, disk
 from rapidfireai.testing.tiny import tiny_model, tiny_tokenizer
 from rapidfireai.training import checkpoint
@@ -120,6 +129,22 @@ EXPERIMENTS: Mapping[str, Sequence[RFModelConfig]] = {
 }  # fmt: skip
 """The configurations of the scripts."""
 
+POLICIES: Mapping[str, Callable[[], Policy]] = {
+    "median": lambda: MedianPolicy(
+        warm_up=1, min_peers=1, patience=1, objective="minimize:eval_loss"
+    ),
+}
+
+SEARCHES: Mapping[str, Callable[[], RFOptuna]] = {
+    "optuna": lambda: RFOptuna(
+        lora(4, sft(max_steps=4, learning_rate=Range(1e-4, 1e-1, log=True))),
+        n_initial=2,
+        budget=4,
+        seed=5,
+    ),
+}
+"""What decides about runs, of scripts in which something does."""
+
 NUM_ROWS = {"SFT": 22, "DPO": 24, "GRPO": 6, "gang": 22}
 
 
@@ -154,6 +179,8 @@ class Script:
     """Steps between two checkpoints."""
     pipes: str | None = None
     """At the first step, open the pipe of that name + ".reached", then wait for ".go"."""
+    decides: str = ""
+    """What decides about runs: one of `POLICIES` or `SEARCHES`."""
     background: bool = False
     """Train in the background, and end the script after the first step."""
     fuse: str = "off"
@@ -228,18 +255,37 @@ def run(plain: Mapping[str, Any]) -> None:
     witness = Witness(script)
     experiment = Experiment(script.name, experiment_path=script.folder)
     experiment.run_fit(
-        EXPERIMENTS[script.experiment],
+        _what_to_train(script),
         create_model if script.fuse == "off" else create_model_without_dropout,
         Dataset.from_list(rows(NUM_ROWS[script.experiment], seed=0)),
         Dataset.from_list(rows(6, seed=1)),
         num_chunks=2,
         trackers=[witness],
+        policy=POLICIES[script.decides]() if script.decides in POLICIES else None,
         background=script.background,
         fuse=script.fuse,
     )
     if script.background:
         witness.first_step.wait()
     note({"ended": experiment.name})
+
+
+def _what_to_train(script: Script) -> Any:
+    if script.decides in SEARCHES:
+        return SEARCHES[script.decides]()
+    return EXPERIMENTS[script.experiment]
+
+
+def decisions(experiment: Path) -> list[tuple[Any, ...]]:
+    """What policies have asked for, and what became of it."""
+    store = SqliteStore(experiment / "experiment.db")
+    try:
+        return [
+            (r.command.verb, r.command.run_id, r.command.by, r.command.reason, r.status, r.step)
+            for r in store.commands()
+        ]
+    finally:
+        store.close()
 
 
 def hold_and_fork(experiment: str, pipe: str) -> None:

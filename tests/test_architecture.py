@@ -14,7 +14,7 @@ MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 # Each imports only from those before it.
 LAYERS = (
-    "core", "store", "tracking", "workers", "training", "evals", "automl", "server",
+    "core", "policies", "store", "tracking", "workers", "training", "evals", "automl", "server",
     "experiment", "cli",
 )  # fmt: skip
 FOR_ALL = {"errors", "faults", "_version"}

@@ -256,7 +256,11 @@ CALLS: Mapping[str, tuple[Use, type[Exception], list[str]]] = {
         ConfigError,
         ["memory_limit_gib=-1", "a number >= 0"],
     ),
-    "a policy that is none": (fit(policies=["median"]), ConfigError, ["'median'", "on_chunk()"]),
+    "a policy that is none": (
+        fit(policy="median"),
+        ConfigError,
+        ["'median'", "on_chunk()", "'auto'"],
+    ),
     "a tracker that is none": (fit(trackers=["wandb"]), ConfigError, ["'wandb'", "on_event()"]),
     "mode": (
         lambda root: Experiment("bad", mode="evals", experiment_path=root),

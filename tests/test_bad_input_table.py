@@ -27,6 +27,7 @@ from rapidfireai.automl import (
     RFSFTConfig,
 )
 from rapidfireai.errors import RapidFireError
+from rapidfireai.policies import MedianPolicy
 from rapidfireai.testing.tiny import prompt_rows, text_rows, tiny_model, tiny_tokenizer
 
 
@@ -166,7 +167,11 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
             (-1, "checkpoint_every_s=-1 cannot be used; it has to be a number >= 0"),
             ("1m", "checkpoint_every_s='1m' cannot be used"),
         ],
-        "policies": [(["median"], "policies holds 'median', which has no method on_chunk()")],
+        "policy": [
+            ("median", "policy='median' has no method on_chunk() to call. Give 'auto', a policy"),
+            ([MedianPolicy], "did you mean MedianPolicy()?"),
+            ([None], "policy=None has no method on_chunk()"),
+        ],
         "trackers": [([print], "trackers holds <built-in", "which has no method on_event()")],
     },
     "best": {

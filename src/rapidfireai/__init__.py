@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         RFGRPOConfig,
         RFLoraConfig,
         RFModelConfig,
+        RFOptuna,
         RFRandomSearch,
         RFSFTConfig,
     )
@@ -31,6 +32,7 @@ __all__ = [
     "RFGridSearch",
     "RFLoraConfig",
     "RFModelConfig",
+    "RFOptuna",
     "RFRandomSearch",
     "RFSFTConfig",
     "Range",

@@ -87,6 +87,17 @@ def _parser() -> argparse.ArgumentParser:
 
     for group in (listings, verbs, files):
         group.add(commands)
+    report = commands.add_parser(
+        "report",
+        help="rank an experiment's runs and tell what was pruned, when and why",
+        description="Ranks the runs of an experiment, also while it trains: with uncertainty, what "
+        "was pruned when and why, what that saved, and which knobs matter.",
+    )
+    report.add_argument("experiment", help="the experiment's name")
+    report.add_argument("--html", type=Path, help="write a page with pictures there")
+    report.add_argument("--objective", help='such as "minimize:eval_loss"; default: by what fits')
+    report.add_argument("--path", type=Path, help="folder of all experiments (default: as always)")
+    report.set_defaults(verb=_report)
     return parser
 
 
@@ -108,6 +119,16 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         doctor.show(report, Console())
     return 0 if report.ok else 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rapidfireai.experiment import Experiment
+
+    experiment = Experiment.find(options.experiment, options.path)
+    experiment.report(options.html, options.objective, console=Console())
+    return 0
 
 
 def _fail(message: str) -> int:

@@ -3,7 +3,8 @@
     RapidFireError
     ├── ConfigError (ValueError)          the user's input; raised before any training starts
     │   ├── UnknownArgumentError          a name that nobody knows; names the nearest
-    │   └── DatasetError                  columns or rows that cannot be trained on
+    │   ├── DatasetError                  columns or rows that cannot be trained on
+    │   └── ObjectiveError                no run has the metric that runs are to be compared by
     ├── CommandRejectedError              what was asked of a run is impossible, or too late
     ├── CreateModelError                  the user's create_model raised or returned something else
     ├── ExperimentPathError (OSError)     the experiment's folder cannot be used
@@ -33,6 +34,13 @@ class UnknownArgumentError(ConfigError):
 
 class DatasetError(ConfigError):
     """A dataset that cannot be trained on as it is."""
+
+
+class ObjectiveError(ConfigError):
+    """What runs are to be compared by cannot be used; shows at the first chunk's end at the latest.
+
+    Everything that was trained by then has been written down.
+    """
 
 
 class CommandRejectedError(RapidFireError):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rapidfireai.background import FitHandle
 from rapidfireai.control import WAIT_S, give, leads_on, open_store
+from rapidfireai.core.clock import SystemClock
 from rapidfireai.core.commands import Command, CommandRecord, CommandStatus, Verb
 from rapidfireai.core.engine import Listener
 from rapidfireai.core.fork import OptimizerState, Schedule
-from rapidfireai.core.policy import Policy
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.errors import CommandRejectedError, ConfigError, UnknownArgumentError
 from rapidfireai.export import export as export_run
@@ -27,6 +27,9 @@ from rapidfireai.surroundings import experiment_log
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
+
+    from rapidfireai.report import Findings
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,58 @@ class Experiment:
         """Folder that holds all the experiment keeps."""
         return self._folder.path
 
+    @classmethod
+    def find(
+        cls, experiment_name: str, experiment_path: str | os.PathLike[str] | None = None
+    ) -> "Experiment":
+        """The experiment of that name that was begun last, also one that has ended.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        root = experiments_root(experiment_path)
+        folder = ExperimentFolder.latest(root, experiment_name)
+        if folder is None:
+            raise ConfigError(f"there is no experiment {experiment_name!r} in {root}")
+        return cls._of(folder)
+
+    @classmethod
+    def _of(cls, folder: ExperimentFolder) -> "Experiment":
+        found = object.__new__(cls)
+        found._config_group = None
+        found._root, found._name, found._folder = folder.path.parent, folder.name, folder
+        found._fit = found._handle = None
+        found._ended = True
+        return found
+
+    def report(
+        self,
+        html: str | os.PathLike[str] | None = None,
+        objective: str | None = None,
+        *,
+        console: "Console | None" = None,
+    ) -> "Findings":
+        """Rank the runs, and tell what was pruned when and why; also while they train.
+
+        Args:
+            html: Write a page with pictures there as well.
+            objective: Such as "minimize:eval_loss"; None takes the evaluation's reward or loss if
+                every run reports it, else the training's.
+            console: Print there; None prints nothing.
+
+        Raises:
+            ConfigError: The objective cannot be used, or no run has finished a chunk.
+        """
+        from rapidfireai.report import as_html, find, show
+
+        with closing(self._open_store()) as store:
+            findings = find(store, objective)
+        if console is not None:
+            show(findings, console)
+        if html is not None:
+            Path(html).write_text(as_html(findings, SystemClock().now()), encoding="utf-8")
+        return findings
+
     def run_fit(  # noqa: PLR0913 - the incumbent's users know these names
         self,
         config_group: Any = None,
@@ -97,7 +152,7 @@ class Experiment:
         memory_limit_gib: float | None = None,
         host_memory_limit_gib: float | None = None,
         checkpoint_every_s: float = 60.0,
-        policies: Sequence[Policy] = (),
+        policy: Any = None,
         trackers: Sequence[Listener] = (),
         fuse: str = "off",
         **incumbent: Any,
@@ -131,7 +186,9 @@ class Experiment:
                 those beyond it go to disk. None: no limit.
             checkpoint_every_s: Seconds of a run's own training between two checkpoints, at least;
                 more where writing one takes more than a fiftieth of that.
-            policies: Asked at each chunk's end which runs to stop.
+            policy: What prunes, resumes and clones runs by what they measure at the ends of chunks:
+                "auto" for the recommended one, a policy of `rapidfireai.policies` or of your own,
+                or a list of these. None leaves every run to its end.
             trackers: Told of every event.
             fuse: "on" lets LoRA runs on one base share their passes through it, which saves work
                 where their batches are small; see docs/fused.md. "off" trains by turns only.
@@ -165,7 +222,7 @@ class Experiment:
             memory_limit_gib=memory_limit_gib,
             host_memory_limit_gib=host_memory_limit_gib,
             checkpoint_every_s=checkpoint_every_s,
-            policies=policies,
+            policy=policy,
             trackers=trackers,
             fuse=fuse,
         )

@@ -22,12 +22,20 @@ from rapidfireai.core.events import RunRecovered, RunStopped
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.policy import Policy
 from rapidfireai.core.run import Run, RunStatus, apply
-from rapidfireai.errors import ConfigError
+from rapidfireai.errors import ConfigError, ObjectiveError, RapidFireError
 from rapidfireai.faults import reach
 from rapidfireai.live import progress_view
 from rapidfireai.paths import ExperimentFolder
 from rapidfireai.preparation import ScriptPreparer, SpecBook
-from rapidfireai.store import ExperimentRecord, PatientStore, Recorder, Room, SqliteStore, Store
+from rapidfireai.store import (
+    ExperimentRecord,
+    History,
+    PatientStore,
+    Recorder,
+    Room,
+    SqliteStore,
+    Store,
+)
 from rapidfireai.surroundings import (
     EndAtOnce,
     Ending,
@@ -37,6 +45,7 @@ from rapidfireai.surroundings import (
 )
 
 if TYPE_CHECKING:
+    from rapidfireai.automl.optuna_search import OptunaStudy
     from rapidfireai.training.build import RunSpec
     from rapidfireai.training.config import RunConfig
     from rapidfireai.training.workload import TrainingWorkload
@@ -77,7 +86,7 @@ class FitRequest:
     memory_limit_gib: float | None
     host_memory_limit_gib: float | None
     checkpoint_every_s: float
-    policies: Sequence[Policy]
+    policy: Any
     trackers: Sequence[Listener]
     fuse: str = "off"
 
@@ -125,17 +134,17 @@ class FitRequest:
             )
 
     def _check_hooks(self) -> None:
-        for name, method in (("policies", "on_chunk"), ("trackers", "on_event")):
-            if not isinstance(getattr(self, name), list | tuple):
+        from rapidfireai.policies import as_policies
+
+        as_policies(self.policy)
+        if not isinstance(self.trackers, list | tuple):
+            raise ConfigError(f"trackers={self.trackers!r} cannot be used; it has to be a list")
+        for item in self.trackers:
+            if not callable(getattr(item, "on_event", None)):
                 raise ConfigError(
-                    f"{name}={getattr(self, name)!r} cannot be used; it has to be a list"
+                    f"trackers holds {item!r}, which has no method on_event(); see "
+                    f"rapidfireai.core for what one needs"
                 )
-            for item in getattr(self, name):
-                if not callable(getattr(item, method, None)):
-                    raise ConfigError(
-                        f"{name} holds {item!r}, which has no method {method}(); see "
-                        f"rapidfireai.core for what one needs"
-                    )
 
 
 class Fit:
@@ -156,6 +165,7 @@ class Fit:
         """Of the thread that trains; None while none does."""
         self._request = request
         self._folder = folder
+        self._study: OptunaStudy | None = None
         self._device = default_device()
         self._ending = Ending()
         self._clock = SystemClock()
@@ -192,6 +202,7 @@ class Fit:
             KeyboardInterrupt: Ctrl-C, after all runs have been written down.
             SystemExit: SIGTERM, likewise.
         """
+        from rapidfireai.policies import as_policies
         from rapidfireai.workers.gang import Gang
         from rapidfireai.workers.in_process import InProcessExecutor
         from rapidfireai.workers.process_state import Isolated
@@ -212,20 +223,36 @@ class Fit:
             progress_view(self._runs, store.metrics()) as view,
         ):
             recorder = Recorder(store, self._clock)
+            policies = as_policies(self._request.policy)
+            if self._study is not None:
+                policies = (self._study, *policies)
             engine = Engine(
                 self._runs,
                 executor,
                 recorder,
                 [view, *map(Isolated, self._request.trackers)],
-                self._request.policies,
+                policies,
                 ScriptPreparer(self._book, self._workload, self._schemas),
+                supply=None if self._study is None else self,
             )
+            self._recall(engine, store, policies)
             self.thread_id = threading.get_ident()
             try:
                 self._drive(engine, cancelled)
             finally:
                 self.thread_id = None
                 recorder.flush()
+
+    def _recall(self, engine: Engine, store: Store, policies: Sequence[Policy]) -> None:
+        """Let policies know what an earlier process has seen."""
+        from rapidfireai.policies import described
+
+        for policy in policies:
+            logger.info("policy: %s", described(policy))
+        if policies:
+            history = History(store)
+            given = [record.command for record in store.commands()]
+            engine.recall(history.begin, history.moments(), given)
 
     def _drive(self, engine: Engine, cancelled: threading.Event) -> None:
         ending = self._ending
@@ -240,6 +267,9 @@ class Fit:
                         self._sweep(engine)
                 except KeyboardInterrupt:  # not from a signal of ours
                     ending.ask()
+                except ObjectiveError as error:
+                    engine.interrupt(str(error))
+                    raise
                 if not engine.ended:
                     logger.warning("interrupted: writing all runs down")
                     engine.interrupt("interrupted by the user")
@@ -271,12 +301,11 @@ class Fit:
 
     def _plan(self) -> "tuple[list[RunSpec], Continuation]":
         """What to run, under the numbers that earlier processes gave it."""
-        from rapidfireai.training.build import RunSpec
         from rapidfireai.training.identity import digest, run_identity
 
         request, folder = self._request, self._folder
         configs = self._configs()
-        surroundings = {
+        surroundings = self._surroundings = {
             name: digest(getattr(request, name))
             for name in ("create_model", "create_trainer", "train_dataset", "eval_dataset", "seed")
         }
@@ -287,23 +316,12 @@ class Fit:
         originals = [run for run in stored if run.parent_id is None]
         continuation = match_runs(originals, identities)
         numbers = count(1 + max((run.id for run in stored), default=0))
-        specs = []
-        for config, identity, known in zip(configs, identities, continuation.known, strict=True):
-            run_id = RunId(next(numbers)) if known is None else known.id
-            specs.append(
-                RunSpec(
-                    run_id=run_id,
-                    config=config,
-                    identity=identity,
-                    folder=folder.run(run_id),
-                    final=folder.final(run_id),
-                    default_seed=request.seed,
-                    num_chunks=request.num_chunks,
-                    device=self._device,
-                    checkpoint_every_s=request.checkpoint_every_s,
-                    fuse=request.fuse != "off",
-                )
-            )
+        specs = [
+            self._spec(config, identity, RunId(next(numbers)) if known is None else known.id)
+            for config, identity, known in zip(configs, identities, continuation.known, strict=True)
+        ]
+        if self._study is not None:
+            self._study.bind([spec.run_id for spec in specs])
         self._book = SpecBook(specs, folder)
         clones = [run for run in stored if run.parent_id is not None]
         inherited = self._book.add_stored(clones)
@@ -311,6 +329,42 @@ class Fit:
             [*specs, *(spec for spec in inherited if spec is not None)],
             continuation.with_clones(clones, [spec is not None for spec in inherited]),
         )
+
+    def _spec(self, config: "RunConfig", identity: str, run_id: RunId) -> "RunSpec":
+        from rapidfireai.training.build import RunSpec
+
+        request, folder = self._request, self._folder
+        return RunSpec(
+            run_id=run_id,
+            config=config,
+            identity=identity,
+            folder=folder.run(run_id),
+            final=folder.final(run_id),
+            default_seed=request.seed,
+            num_chunks=request.num_chunks,
+            device=self._device,
+            checkpoint_every_s=request.checkpoint_every_s,
+            fuse=request.fuse != "off",
+        )
+
+    def next(self, runs: Sequence[Run], run_id: RunId) -> Run | None:
+        """The next run of a search that learns from runs. See `core.engine.Supply`."""
+        from rapidfireai.training.identity import run_identity
+
+        study = self._study
+        assert study is not None, "only a search is asked"
+        while (config := study.next(runs)) is not None:
+            (config,) = self._named([config])
+            spec = self._spec(config, run_identity(config, self._surroundings), run_id)
+            try:
+                self._workload.add(spec)
+            except RapidFireError as error:
+                study.refused(str(error))
+                continue
+            self._book.add(spec)
+            self._schemas.update(schemas_of([config]))
+            return replace(_new_run(spec), notes=(study.begun(run_id),))
+        return None
 
     def _make_workload(
         self, specs: "list[RunSpec]", continuation: "Continuation"
@@ -336,14 +390,24 @@ class Fit:
         )
 
     def _configs(self) -> "list[RunConfig]":
+        from rapidfireai.automl.optuna_search import RFOptuna
         from rapidfireai.automl.search import as_run_configs
 
-        request = self._request
+        request, folder = self._request, self._folder
+        if isinstance(request.config_group, RFOptuna):
+            if not folder.store.exists():
+                # Of an attempt that was refused before it trained.
+                folder.study.unlink(missing_ok=True)
+            self._study = request.config_group.begin(folder.study, request.seed)
+            return self._named(self._study.configs())
         custom = request.create_trainer is not None
-        configs = as_run_configs(request.config_group, request.seed, custom=custom)
-        if request.model is None:
+        return self._named(as_run_configs(request.config_group, request.seed, custom=custom))
+
+    def _named(self, configs: "list[RunConfig]") -> "list[RunConfig]":
+        """With the model's name where they have none."""
+        if self._request.model is None:
             return configs
-        name = os.fspath(request.model)
+        name = os.fspath(self._request.model)
         return [
             config
             if config.model.get("model_name")
@@ -360,13 +424,7 @@ class Fit:
     def _store_runs(self, specs: "list[RunSpec]", continuation: Continuation) -> list[Run]:
         """Bring the store to where this process begins, and return all runs."""
         new = [
-            Run(
-                id=spec.run_id,
-                name=f"run-{spec.run_id}",
-                config=spec.config.to_json(),
-                identity=spec.identity,
-                path=str(spec.final),
-            )
+            _new_run(spec)
             for spec, known in zip(specs, continuation.known, strict=True)
             if known is None
         ]
@@ -455,6 +513,16 @@ class Fit:
             hot_limit_bytes=_bytes(request.memory_limit_gib),
             warm_limit_bytes=_bytes(request.host_memory_limit_gib),
         )
+
+
+def _new_run(spec: "RunSpec") -> Run:
+    return Run(
+        id=spec.run_id,
+        name=f"run-{spec.run_id}",
+        config=spec.config.to_json(),
+        identity=spec.identity,
+        path=str(spec.final),
+    )
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

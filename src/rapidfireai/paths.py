@@ -182,6 +182,11 @@ class ExperimentFolder:
         return self.path / "experiment.db"
 
     @property
+    def study(self) -> Path:
+        """What a search that learns from runs knows."""
+        return self.path / "study.log"
+
+    @property
     def log(self) -> Path:
         """The experiment's log."""
         return self.path / "experiment.log"

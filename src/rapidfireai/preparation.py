@@ -46,6 +46,10 @@ class SpecBook:
             )
         return self._specs[run.id]
 
+    def add(self, spec: "RunSpec") -> None:
+        """Know what one more run is made of."""
+        self._specs[spec.run_id] = spec
+
     def add_stored(self, clones: Sequence[Run]) -> "list[RunSpec | None]":
         """What stored clones are made of; None where the parent is not in the script.
 

@@ -133,7 +133,9 @@ class Examiner(Recorder):
         assert after.pinned is (event.run_id in self._model.pinned)
         self._die()
 
-    def add_run(self, before: Run, event: Event, after: Run, settles: Outcome) -> None:
+    def add_run(
+        self, before: Run, event: Event, after: Run, settles: Outcome | None = None
+    ) -> None:
         self._live()
         self._examine(settles)
         assert after.id not in self._model.status

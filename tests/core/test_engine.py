@@ -213,7 +213,7 @@ def test_stopped_runs_free_their_worker_and_leave_the_others_alone() -> None:
     assert status(subject) == {1: STOPPED, 2: COMPLETED}
 
 
-def test_a_policy_prunes_a_run_at_a_chunks_end_before_anything_new_starts() -> None:
+def test_a_policy_prunes_a_run_once_all_have_done_the_chunk_and_before_the_next_one() -> None:
     class Prune:
         def on_chunk(
             self, run: Run, metrics: Mapping[str, float], runs: Sequence[Run]
@@ -230,7 +230,7 @@ def test_a_policy_prunes_a_run_at_a_chunks_end_before_anything_new_starts() -> N
     assert status(subject) == {1: PRUNED, 2: COMPLETED}
     assert record.statuses(1) == [QUEUED, RUNNING, WAITING, PRUNED]
     told = [(event.run_id, type(event)) for event in record.events]
-    at = told.index((RunId(1), ChunkFinished))
+    at = told.index((RunId(2), ChunkFinished))
     assert told[at + 1 : at + 3] == [(1, RunPruned), (2, ChunkAssigned)]
 
 

@@ -12,6 +12,7 @@ from rapidfireai.core.events import (
     Event,
     MetricsLogged,
     MetricSource,
+    RunAdded,
     RunCloned,
     RunCompleted,
     RunDeleted,
@@ -126,6 +127,7 @@ EFFECTS: list[tuple[Event, dict[str, Any]]] = [
     (RunPurged(run_id=ID), {"purged": True}),
     (RunPinned(run_id=ID, pinned=True), {"pinned": True}),
     (RunCloned(run_id=ID, parent_id=RunId(3)), {"parent_id": RunId(3)}),
+    (RunAdded(run_id=ID, reason="trial 3"), {"notes": ("first", "trial 3")}),
     (
         RunInterrupted(run_id=ID, reason="SIGTERM", active_s=6.0),
         {"active_s": 6.0},

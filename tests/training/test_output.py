@@ -96,7 +96,7 @@ class Ended:
                 create_model,
                 text_rows(32),
                 num_chunks=3,
-                policies=[StopsTheFourth()],
+                policy=StopsTheFourth(),
             )
         self.info: pd.DataFrame = experiment.get_runs_info().set_index("run_id")
 

@@ -384,7 +384,7 @@ class PruneAfterFirstChunk:
 def test_a_policy_prunes_a_run_and_what_it_learned_is_kept(tmp_path: Path) -> None:
     experiment = Experiment("policy", experiment_path=tmp_path)
     experiment.run_fit(
-        [sft(), sft()], create_model, text_rows(), policies=[PruneAfterFirstChunk()], num_chunks=2
+        [sft(), sft()], create_model, text_rows(), policy=PruneAfterFirstChunk(), num_chunks=2
     )
     info = experiment.get_runs_info()
     assert list(info["status"]) == ["pruned", "completed"]

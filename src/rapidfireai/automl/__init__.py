@@ -5,6 +5,7 @@ Importing it loads neither torch nor TRL: the first template that is built does.
 
 from rapidfireai.automl.knobs import List, Range
 from rapidfireai.automl.model_config import RFModelConfig
+from rapidfireai.automl.optuna_search import RFOptuna
 from rapidfireai.automl.peft_configs import (
     RFAdaLoraConfig,
     RFAdamssConfig,
@@ -118,6 +119,7 @@ __all__ = [
     "RFORPOConfig",
     "RFOSFConfig",
     "RFOnlineDPOConfig",
+    "RFOptuna",
     "RFPeanutConfig",
     "RFPolyConfig",
     "RFPrefixTuningConfig",

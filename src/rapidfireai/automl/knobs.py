@@ -202,6 +202,28 @@ def sample(value: Any, rng: random.Random) -> Any:
     return rebuild([sample(child, rng) for child in children.values()])
 
 
+def filled(value: Any, choose: Callable[[str, Knob], Any], path: str = "") -> Any:
+    """Returns the value with every knob replaced by what was chosen for it, outer ones first.
+
+    What an alternative holds is asked for only if the alternative was chosen.
+
+    Args:
+        value: Anything.
+        choose: (path, knob) -> a number for a Range, for a List the place of an alternative.
+        path: Where the value stands.
+    """
+    if isinstance(value, Range):
+        return choose(path, value)
+    if isinstance(value, List):
+        place = choose(path, value)
+        return filled(value.values[place], choose, f"{path}[{place}]" if path else "")
+    opened = _opened(value)
+    if opened is None:
+        return value
+    children, rebuild = opened
+    return rebuild([filled(child, choose, _label(path, key)) for key, child in children.items()])
+
+
 def num_points(value: Any) -> float:
     """Returns how many expansions there are, repeated ones counted; infinite with an open Range."""
     if isinstance(value, Range):

@@ -84,8 +84,13 @@ class RFGridSearch(Search):
         """Returns the runs in order."""
         runs = []
         for leaf in expand(self._space(), "configs"):
-            if isinstance(leaf, Search):
+            if isinstance(leaf, RFGridSearch | RFRandomSearch):
                 runs.extend(leaf.get_runs(seed))
+            elif isinstance(leaf, Search):
+                raise ConfigError(
+                    f"{type(leaf).__name__} decides while runs train, and cannot be one of "
+                    "several: give it to run_fit by itself"
+                )
             else:
                 runs.append(self._leaf(leaf))
         return _with_repeats_noted(runs)

@@ -5,7 +5,8 @@ It holds the runs of one experiment, knows no torch and no database, and takes e
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from rapidfireai.core.clock import Clock, SystemClock
@@ -23,6 +24,7 @@ from rapidfireai.core.commands import (
 from rapidfireai.core.events import (
     ChunkAssigned,
     Event,
+    RunAdded,
     RunCloned,
     RunInterrupted,
     RunPruned,
@@ -61,8 +63,10 @@ class Record(Protocol):
         """Keep that `event` turned `before` into `after`, and settled a command if it did."""
         ...
 
-    def add_run(self, before: Run, event: Event, after: Run, settles: Outcome) -> None:
-        """Keep a new run, its first event, and that this settled a command."""
+    def add_run(
+        self, before: Run, event: Event, after: Run, settles: Outcome | None = None
+    ) -> None:
+        """Keep a new run, its first event, and that this settled a command if it did."""
         ...
 
     def pending(self) -> Sequence[CommandRecord]:
@@ -75,6 +79,23 @@ class Record(Protocol):
 
     def settle(self, outcome: Outcome) -> None:
         """Keep what became of a command that changed nothing."""
+        ...
+
+
+class Supply(Protocol):
+    """Has further runs begin while others train, as a search does that learns from them.
+
+    Called from the engine's thread while no run trains, at the first step and whenever runs have
+    ended a chunk or settled. What raises is switched off.
+    """
+
+    def next(self, runs: Sequence[Run], run_id: RunId) -> Run | None:
+        """The next run, queued and ready to be trained; None if there is to be none for now.
+
+        Args:
+            runs: All as they are now.
+            run_id: The new run's.
+        """
         ...
 
 
@@ -100,6 +121,7 @@ class Engine:
         policies: Asked at the end of chunks what to do with which runs.
         preparer: Makes resumed runs and clones ready to be trained.
         clock: Tells until when a deletion can be undone.
+        supply: Has further runs begin while these train.
     """
 
     def __init__(  # noqa: PLR0913 - what an experiment consists of
@@ -111,13 +133,19 @@ class Engine:
         policies: Sequence[Policy] = (),
         preparer: Preparer | None = None,
         clock: Clock | None = None,
+        supply: Supply | None = None,
     ) -> None:
         self._runs = {run.id: run for run in runs}
         self._executor = executor
         self._record = record
         self._preparer = preparer or _Unprepared()
         self._clock = clock or SystemClock()
-        self._advice = Advice(policies)
+        self._supply = supply
+        self._has_room = True
+        """Whether the supply has to be asked, since runs have ended a chunk or settled."""
+        self._advice = Advice(policies, runs)
+        self._owed: list[Command] = []
+        """Decisions that an earlier process did not come to write down."""
         self._listeners = (self._advice, *listeners)
         # Kept up to date run by run: a decision must not cost a walk over all runs.
         self._open = {run.id for run in runs if not run.ended}
@@ -144,16 +172,39 @@ class Engine:
         self.heed_commands()
         for event in self._executor.receive():
             self._apply(event)
-        for decision in self._advice.take(self._runs.values()):
-            self._carry_out(self._record.submit(decision))
+        self._heed_policies()
+        self._replenish()
         for order in schedule(Snapshot(waiting=self._waiting, idle=self._idle())):
             self._assign(order)
         assert self._busy or self.ended, "an executor has at least one worker"
 
+    def recall(
+        self,
+        begin: Iterable[Run],
+        history: Iterable[tuple[Run, Event, Run]],
+        given: Iterable[Command],
+    ) -> None:
+        """Let policies know what earlier processes recorded; before the first step.
+
+        Args:
+            begin: The runs as they were before the first event.
+            history: Every event, with the run before and after it.
+            given: What policies asked for then.
+
+        Raises:
+            ObjectiveError: See `Policy`.
+        """
+        self._owed += self._advice.recall(begin, history, given)
+        self._advice.meet(self._runs.values())
+
     def heed_commands(self) -> None:
         """Settle the commands that have been given meanwhile."""
-        for given in self._record.pending():
-            self._carry_out(given)
+        given = self._record.pending()
+        for one in given:
+            self._carry_out(one)
+        if given:
+            # Whoever has stopped the last run of all has not ended the search.
+            self._replenish()
 
     def purge(self, run_id: RunId) -> None:
         """Note that the files of a deleted run are gone."""
@@ -178,6 +229,33 @@ class Engine:
                 if isinstance(event, RunStopped):
                     event = RunInterrupted(run_id=run.id, reason=reason, active_s=event.active_s)
                 self._apply(event)
+
+    def _heed_policies(self) -> None:
+        owed, self._owed = self._owed, []
+        for decision in (*owed, *self._advice.take(self._runs.values())):
+            self._carry_out(self._record.submit(decision))
+
+    def _replenish(self) -> None:
+        """Take in what the supply has for the places of runs that have settled."""
+        if not self._has_room:
+            return
+        self._has_room = False
+        while self._supply is not None:
+            try:
+                run = self._supply.next(self.runs, RunId(max(self._runs, default=0) + 1))
+            except Exception:
+                logger.warning(
+                    "the search %s failed and is switched off; what it began trains on",
+                    type(self._supply).__name__,
+                    exc_info=True,
+                )
+                self._supply = None
+                return
+            if run is None:
+                return
+            event = RunAdded(run_id=run.id, reason="; ".join(run.notes) or "asked for by a search")
+            run = replace(run, notes=())
+            self._enter(run, event, None)
 
     def _carry_out(self, given: CommandRecord) -> None:
         command = given.command
@@ -232,7 +310,6 @@ class Engine:
     def _take_in(self, clone: Run, given: CommandRecord) -> None:
         parent = self._runs[given.command.run_id]
         event = RunCloned(run_id=clone.id, parent_id=parent.id)
-        after = apply(clone, event)
         outcome = Outcome(
             command_id=given.id,
             status=CommandStatus.APPLIED,
@@ -240,11 +317,15 @@ class Engine:
             step=parent.step,
             new_run_id=clone.id,
         )
-        self._record.add_run(clone, event, after, outcome)
-        self._runs[clone.id] = after
-        self._open.add(clone.id)
+        self._enter(clone, event, outcome)
+
+    def _enter(self, run: Run, event: RunCloned | RunAdded, settles: Outcome | None) -> None:
+        after = apply(run, event)
+        self._record.add_run(run, event, after, settles)
+        self._runs[run.id] = after
+        self._open.add(run.id)
         self._waiting.add(_waiting_run(after))
-        self._tell(clone, event, after)
+        self._tell(run, event, after)
 
     def _idle(self) -> tuple[WorkerId, ...]:
         return tuple(worker for worker in self._executor.workers if worker not in self._busy)
@@ -281,6 +362,8 @@ class Engine:
         self._waiting.discard(before.id)
         if _waits(after):
             self._waiting.add(_waiting_run(after))
+        if after.status is not RunStatus.RUNNING:
+            self._has_room = True
         if after.ended:
             self._open.discard(after.id)
         else:

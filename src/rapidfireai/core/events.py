@@ -168,6 +168,14 @@ class RunCloned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RunAdded:
+    """A search asked for the run while others trained; its first event."""
+
+    run_id: RunId
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunInterrupted:
     """The process is about to end before the run has; its checkpoint is written."""
 
@@ -214,6 +222,7 @@ Event = (
     | RunPurged
     | RunPinned
     | RunCloned
+    | RunAdded
     | RunInterrupted
     | RunRecovered
     | RunFailed

@@ -16,6 +16,7 @@ from rapidfireai.core.events import (
     Event,
     Json,
     MetricsLogged,
+    RunAdded,
     RunCloned,
     RunCompleted,
     RunDeleted,
@@ -86,6 +87,7 @@ AS_BEFORE: Final = None
 TRANSITIONS: Final[Mapping[RunStatus, _Row]] = {
     RunStatus.QUEUED: {
         RunCloned: RunStatus.QUEUED,
+        RunAdded: RunStatus.QUEUED,
         RunPinned: RunStatus.QUEUED,
         ChunkAssigned: RunStatus.RUNNING,
         **_ENDS,
@@ -261,6 +263,8 @@ def _changes(run: Run, event: Event) -> dict[str, Json]:  # noqa: C901, PLR0912 
             return {"pinned": event.pinned}
         case RunCloned():
             return {"parent_id": event.parent_id}
+        case RunAdded():
+            return {"notes": (*run.notes, event.reason)}
         case RunInterrupted():
             return {"active_s": event.active_s}
         case RunRecovered():

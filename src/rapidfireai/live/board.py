@@ -16,6 +16,7 @@ from rapidfireai.core.events import (
     Event,
     MetricsLogged,
     MetricSource,
+    RunAdded,
     RunCloned,
     RunDeleted,
     RunFailed,
@@ -207,7 +208,7 @@ def knobs(runs: Sequence[Run]) -> dict[str, dict[RunId, object]]:
     }
 
 
-def told(event: Event, run: Run) -> Iterator[tuple[str, int]]:  # noqa: C901 - a table
+def told(event: Event, run: Run) -> Iterator[tuple[str, int]]:  # noqa: C901, PLR0912 - a table
     """What the event has to say to a person, with levels as in `logging`."""
     match event:
         case RunStarted():
@@ -224,6 +225,8 @@ def told(event: Event, run: Run) -> Iterator[tuple[str, int]]:  # noqa: C901 - a
             yield "deleted", logging.INFO
         case RunRestored():
             yield f"restored: {run.status}", logging.INFO
+        case RunAdded():
+            yield f"added: {event.reason}", logging.INFO
         case RunCloned():
             yield _lineage(run), logging.INFO
         case RunInterrupted():

@@ -2,6 +2,7 @@
 
 from rapidfireai.store._protocol import EventRow, ExperimentRecord, MetricRow, Store
 from rapidfireai.store.disk import PatientStore, Room
+from rapidfireai.store.history import History
 from rapidfireai.store.memory import MemoryStore
 from rapidfireai.store.recorder import Recorder
 from rapidfireai.store.sqlite import SqliteStore
@@ -9,6 +10,7 @@ from rapidfireai.store.sqlite import SqliteStore
 __all__ = [
     "EventRow",
     "ExperimentRecord",
+    "History",
     "MemoryStore",
     "MetricRow",
     "PatientStore",

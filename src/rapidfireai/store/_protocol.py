@@ -116,8 +116,10 @@ class Store(Protocol):
         """
         ...
 
-    def add_run(self, event: Event, run: Run, time_s: float, settles: Outcome) -> None:
-        """Take in a run that a command asked for, with its first event.
+    def add_run(
+        self, event: Event, run: Run, time_s: float, settles: Outcome | None = None
+    ) -> None:
+        """Take in a run that a command or a search asked for, with its first event.
 
         Raises:
             StoreError: There is a run with its id, or the command is not pending; nothing is

@@ -113,8 +113,10 @@ class PatientStore(SqliteStore):
         record = super().record
         self._write(lambda: record(before, event, after, time_s, settles))
 
-    def add_run(self, event: Event, run: Run, time_s: float, settles: Outcome) -> None:
-        """Take in a run that a command asked for. See `Store.add_run`."""
+    def add_run(
+        self, event: Event, run: Run, time_s: float, settles: Outcome | None = None
+    ) -> None:
+        """Take in a run that somebody asked for. See `Store.add_run`."""
         add_run = super().add_run
         self._write(lambda: add_run(event, run, time_s, settles))
 

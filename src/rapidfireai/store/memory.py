@@ -97,12 +97,15 @@ class MemoryStore:
             self._check_pending(settles.command_id)
         self._append(event, _stored([after]), time_s, settles)
 
-    def add_run(self, event: Event, run: Run, time_s: float, settles: Outcome) -> None:
-        """Take in a run that a command asked for. See `Store.add_run`."""
+    def add_run(
+        self, event: Event, run: Run, time_s: float, settles: Outcome | None = None
+    ) -> None:
+        """Take in a run that somebody asked for. See `Store.add_run`."""
         self.experiment()
         if run.id in self._runs:
             raise StoreError(f"two runs have the id {run.id}: give each its own")
-        self._check_pending(settles.command_id)
+        if settles is not None:
+            self._check_pending(settles.command_id)
         self._append(event, _stored([run]), time_s, settles)
 
     def submit(self, command: Command, time_s: float, refused: str | None = None) -> CommandRecord:

@@ -53,8 +53,10 @@ class Recorder:
                 self._store.record(before, event, after, now_s, settles)
                 reach("store.recorded")
 
-    def add_run(self, before: Run, event: Event, after: Run, settles: Outcome) -> None:
-        """Record a new run, its first event, and that this settled a command.
+    def add_run(
+        self, before: Run, event: Event, after: Run, settles: Outcome | None = None
+    ) -> None:
+        """Record a new run, its first event, and that this settled a command if it did.
 
         Raises:
             StoreError: The store cannot be written.

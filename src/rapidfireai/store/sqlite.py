@@ -183,12 +183,15 @@ class SqliteStore:
             if settles is not None:
                 _settle(db, settles, time_s)
 
-    def add_run(self, event: Event, run: Run, time_s: float, settles: Outcome) -> None:
-        """Take in a run that a command asked for. See `Store.add_run`."""
+    def add_run(
+        self, event: Event, run: Run, time_s: float, settles: Outcome | None = None
+    ) -> None:
+        """Take in a run that somebody asked for. See `Store.add_run`."""
         with self._transaction() as db:
             _insert_runs(db, [run])
             _insert_event(db, event, time_s)
-            _settle(db, settles, time_s)
+            if settles is not None:
+                _settle(db, settles, time_s)
 
     def submit(self, command: Command, time_s: float, refused: str | None = None) -> CommandRecord:
         """Keep a command. See `Store.submit`."""

@@ -17,6 +17,8 @@ from rapidfireai.core.engine import Listener
 from rapidfireai.core.events import (
     ChunkFinished,
     Event,
+    MetricsLogged,
+    MetricSource,
     RunCompleted,
     RunFailed,
     RunStarted,
@@ -68,6 +70,7 @@ class SimulatedExecutor:
         num_workers: Workers, each with one order at a time; at least 1.
         durations_s: For each run the seconds that each of its chunks takes, one entry a chunk.
         failures: For runs that fail, the chunk at whose end they do.
+        losses: For runs that are evaluated, `eval_loss` after each of their chunks.
     """
 
     def __init__(
@@ -76,11 +79,13 @@ class SimulatedExecutor:
         num_workers: int,
         durations_s: Mapping[RunId, Sequence[float]],
         failures: Mapping[RunId, int] = MappingProxyType({}),
+        losses: Mapping[RunId, Sequence[float]] = MappingProxyType({}),
     ) -> None:
         self._clock = clock
         self._workers = tuple(WorkerId(number) for number in range(num_workers))
         self._durations_s = dict(durations_s)
         self._failures = failures
+        self._losses = dict(losses)
         self._active_s = dict.fromkeys(durations_s, 0.0)
         self._standing: set[RunId] = set()
         self._open: dict[RunId, _Open] = {}
@@ -94,10 +99,14 @@ class SimulatedExecutor:
         """The workers there are."""
         return self._workers
 
-    def add(self, run_id: RunId, durations_s: Sequence[float]) -> None:
-        """Take in a further run."""
+    def add(
+        self, run_id: RunId, durations_s: Sequence[float], losses: Sequence[float] | None = None
+    ) -> None:
+        """Know of another run, such as a clone."""
         self._durations_s[run_id] = durations_s
         self._active_s[run_id] = 0.0
+        if losses is not None:
+            self._losses[run_id] = losses
 
     def assign(self, order: Assign) -> None:
         """Accept an order for an idle worker."""
@@ -165,7 +174,18 @@ class SimulatedExecutor:
             error = f"told to fail at chunk {order.chunk}"
             events += [RunFailed(run_id=run_id, error=error, traceback="", active_s=active_s)]
             return events
-        events += [StepFinished(run_id=run_id, step=step, loss=1 / step, active_s=active_s)]
+        losses = self._losses.get(run_id)
+        loss = 1 / step if losses is None else losses[order.chunk]
+        events += [StepFinished(run_id=run_id, step=step, loss=loss, active_s=active_s)]
+        if losses is not None:
+            events += [
+                MetricsLogged(
+                    run_id=run_id,
+                    step=step,
+                    source=MetricSource.CHUNK,
+                    values={"eval_loss": loss},
+                )
+            ]
         if step == len(durations_s):
             events += [RunCompleted(run_id=run_id, step=step, active_s=active_s)]
         else:
@@ -228,7 +248,9 @@ class CommandDesk:
         if settles is not None:
             self.settle(settles)
 
-    def add_run(self, before: Run, event: Event, after: Run, settles: Outcome) -> None:
+    def add_run(
+        self, before: Run, event: Event, after: Run, settles: Outcome | None = None
+    ) -> None:
         """Likewise for a new run's first event."""
         self.on_event(before, event, after, settles)
 

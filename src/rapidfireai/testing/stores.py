@@ -27,6 +27,7 @@ from rapidfireai.core.events import (
     Json,
     MetricsLogged,
     MetricSource,
+    RunAdded,
     RunCloned,
     RunCompleted,
     RunDeleted,
@@ -90,6 +91,7 @@ EVENTS: Final[tuple[Event, ...]] = (
     RunPurged(run_id=FIRST),
     RunPinned(run_id=FIRST, pinned=True),
     RunCloned(run_id=FIRST, parent_id=SECOND),
+    RunAdded(run_id=FIRST, reason="trial 3 of the search"),
     RunFailed(run_id=FIRST, error="boom", traceback="Traceback ...\n", active_s=0.0, notes=("n",)),
 )
 """One event of every type."""
