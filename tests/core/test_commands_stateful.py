@@ -137,7 +137,8 @@ class Examiner(Recorder):
         self, before: Run, event: Event, after: Run, settles: Outcome | None = None
     ) -> None:
         self._live()
-        self._examine(settles)
+        if settles is not None:
+            self._examine(settles)
         assert after.id not in self._model.status
         super().add_run(before, event, after, settles)
         self._model.status[after.id] = "queued"
