@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import commands, fused, scheduler, time_slicing
+from benchmarks import commands, fused, policies, policies_sim, scheduler, time_slicing
 
 MACHINE = ("date", "CPU", "GPU", "torch threads", "system", "versions")
 
@@ -111,6 +111,20 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "report.json"
     commands.main(["--runs", "2", "--commands", "4", "--steps", "4000", "--json", str(saved)])
     check(capsys.readouterr().out, saved, COMMANDS)
+
+
+def test_policies_sim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "report.json"
+    policies_sim.main(["--first-seed", "2000", "--experiments", "2", "--json", str(saved)])
+    table = check(capsys.readouterr().out, saved, ("everything", "MedianPolicy()", "**auto**"))
+    assert table["everything"][0].endswith("0.0% saved")
+
+
+def test_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "report.json"
+    policies.main(["--chunks", "2", "--steps", "2", "--json", str(saved)])
+    table = check(capsys.readouterr().out, saved, ("**steps, policy : everything**",))
+    assert table["**steps, policy : everything**"][0] == "1", "two chunks are too few to decide"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def run(script: Script, folder: Path, children: Children) -> int:
 
 
 @pytest.mark.parametrize(
-    ("decides", "kills"), [("median", (24, 52)), ("optuna", (22, 41))], ids=["policy", "search"]
+    ("decides", "kills"), [("median", (24, 20)), ("optuna", (22, 18))], ids=["policy", "search"]
 )
 def test_kill_9(decides: str, kills: tuple[int, int], tmp_path: Path, children: Children) -> None:
     script = Script("SFT", folder="", decides=decides, checkpoint_every=2)
@@ -67,6 +67,7 @@ def test_an_objective_that_nobody_reports_ends_the_training_and_loses_nothing(
     again.run_fit(configs, create_model, rows, text_rows(6), num_chunks=2, policy="auto")
     assert list(again.get_runs_info()["status"]) == ["completed"] * 2
 
+    assert (again.path / "report.html").exists()
     page = tmp_path / "report.html"
     assert main(["report", "lab", "--path", str(tmp_path), "--html", str(page)]) == 0
     told = capsys.readouterr().out

@@ -242,6 +242,8 @@ class Fit:
             finally:
                 self.thread_id = None
                 recorder.flush()
+            if policies:
+                self._write_report(store)
 
     def _recall(self, engine: Engine, store: Store, policies: Sequence[Policy]) -> None:
         """Let policies know what an earlier process has seen."""
@@ -253,6 +255,19 @@ class Fit:
             history = History(store)
             given = [record.command for record in store.commands()]
             engine.recall(history.begin, history.moments(), given)
+
+    def _write_report(self, store: Store) -> None:
+        """Say at the end what was decided, and what came of it."""
+        from rapidfireai.report import as_html, find
+
+        try:
+            page = as_html(find(store), self._clock.now())
+            self._folder.report.write_text(page, encoding="utf-8")
+        except (ConfigError, OSError) as error:
+            # What was trained is there all the same.
+            logger.warning("there is no report: %s", error)
+        else:
+            logger.info("report: %s", self._folder.report)
 
     def _drive(self, engine: Engine, cancelled: threading.Event) -> None:
         ending = self._ending

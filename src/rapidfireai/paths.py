@@ -187,6 +187,11 @@ class ExperimentFolder:
         return self.path / "study.log"
 
     @property
+    def report(self) -> Path:
+        """The page that an experiment with policies ends with."""
+        return self.path / "report.html"
+
+    @property
     def log(self) -> Path:
         """The experiment's log."""
         return self.path / "experiment.log"
