@@ -64,6 +64,8 @@ def fuzz(lab: Laboratory, num_cases: int, *, with_token: bool) -> int:
     def check(case: Any) -> None:
         nonlocal num_sent
         num_sent += 1
+        if num_sent % 4:
+            _meet(case)
         response = case.call(headers=headers, base_url=f"http://{HOST}")
         if with_token:
             case.validate_response(response, checks=CHECKS)
@@ -89,6 +91,18 @@ def fuzz(lab: Laboratory, num_cases: int, *, with_token: bool) -> int:
     return num_sent
 
 
+def _meet(case: Any) -> None:
+    """Have a case ask for what there is; names by chance never do."""
+    if "experiment" in case.path_parameters:
+        case.path_parameters["experiment"] = "first"
+    if isinstance(case.path_parameters.get("run_id"), int):
+        case.path_parameters["run_id"] = 1 + case.path_parameters["run_id"] % 3
+    commands = case.body.get("commands") if isinstance(case.body, dict) else None
+    for command in commands if isinstance(commands, list) else ():
+        if isinstance(command, dict) and isinstance(command.get("run_id"), int):
+            command["run_id"] = 1 + command["run_id"] % 3
+
+
 class _Ticking:
     """A clock that runs so fast that no limit is reached."""
 
@@ -112,7 +126,7 @@ def state_of(lab: Laboratory) -> str:
 
 def examine(lab: Laboratory, num_cases: int) -> int:
     before = state_of(lab)
-    num_sent = fuzz(lab, num_cases, with_token=False)
+    num_sent = fuzz(lab, max(1, num_cases // 4), with_token=False)
     assert lab.store.commands() == []
     assert state_of(lab) == before
     num_sent += fuzz(lab, num_cases, with_token=True)
@@ -124,10 +138,10 @@ def examine(lab: Laboratory, num_cases: int) -> int:
 
 
 def test_a_few_cases_for_every_operation(lab: Laboratory) -> None:
-    assert examine(lab, 4) > 100
+    assert examine(lab, 2) > 50
 
 
 @pytest.mark.exam
 def test_thousands_of_cases(tmp_path: Path) -> None:
     with closing(filled(tmp_path)) as lab:
-        assert examine(lab, 150) > 4000
+        assert examine(lab, 100) > 2500

@@ -1,12 +1,16 @@
 """The token, and who the server is."""
 
+import logging
 import os
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rapidfireai import fit
+from rapidfireai.paths import ExperimentFolder
 from rapidfireai.server.home import ServerError, ServerHome, ServerRecord, running
 
 RECORD = ServerRecord(
@@ -75,6 +79,25 @@ def test_what_is_left_of_a_server_that_was_killed(tmp_path: Path, left: str) -> 
     with home.claimed(), home.recorded(RECORD):
         assert running(tmp_path) == RECORD
     assert os.listdir(home.path) == ["lock"]
+
+
+def test_run_fit_says_where_to_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RF_HOME", str(tmp_path))
+    caplog.set_level(logging.INFO, "rapidfireai")
+    home, folder = ServerHome(tmp_path), ExperimentFolder(tmp_path / "experiments" / "my first")
+    fit._tell_of_server(folder)
+    other = replace(RECORD, experiments="/elsewhere")
+    with home.claimed(), home.recorded(other):
+        fit._tell_of_server(folder)
+    assert caplog.messages == []
+    here = replace(RECORD, experiments=str(tmp_path / "experiments"))
+    with home.claimed(), home.recorded(here):
+        fit._tell_of_server(folder)
+    (message,) = caplog.messages
+    assert "http://localhost:3000/experiments/my%20first" in message
+    assert home.token() not in message
 
 
 def test_addresses() -> None:
