@@ -4,6 +4,7 @@ from rapidfireai.store._protocol import EventRow, ExperimentRecord, MetricRow, S
 from rapidfireai.store.disk import PatientStore, Room
 from rapidfireai.store.history import History
 from rapidfireai.store.memory import MemoryStore
+from rapidfireai.store.reader import SqliteReader
 from rapidfireai.store.recorder import Recorder
 from rapidfireai.store.sqlite import SqliteStore
 
@@ -16,6 +17,7 @@ __all__ = [
     "PatientStore",
     "Recorder",
     "Room",
+    "SqliteReader",
     "SqliteStore",
     "Store",
 ]
