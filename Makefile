@@ -49,5 +49,5 @@ clean:  ## remove the environment and all caches
 	touch $@
 
 .venv/dev: .venv/demo
-	$(PIP) --editable ".[demo,dev,server]"
+	$(PIP) --editable ".[demo,dev,search,server]"
 	touch $@
