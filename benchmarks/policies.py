@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.policies", description=__doc__)
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--steps", type=int, default=96, help="of each configuration")
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=LEARNING_RATES)
+    parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
     parser.add_argument("--policy", default="auto")
     parser.add_argument("--html", type=Path, help="write the policy's report there")
     parser.add_argument("--json", type=Path, help="also write the result there")
@@ -40,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         everything = _trained("everything", Path(folder), options, policy=None)
         chosen = _trained("policy", Path(folder), options, policy=options.policy)
     report = Report(
-        title=f"Policy {options.policy!r}: {len(LEARNING_RATES) * len(RANKS)} configurations",
+        title=f"Policy {options.policy!r}: {len(everything.standings)} configurations",
         rows=_rows(everything, chosen),
         settings={
             "chunks": options.chunks,
             "steps of each": options.steps,
-            "learning rates": LEARNING_RATES,
-            "ranks": RANKS,
+            "learning rates": options.learning_rates,
+            "ranks": options.ranks,
         },
     )
     report.print()
@@ -58,10 +60,10 @@ def _trained(name: str, root: Path, options: argparse.Namespace, policy: Any) ->
     search = RFGridSearch(
         RFModelConfig(
             peft_config=RFLoraConfig(
-                r=List(RANKS), lora_alpha=32, target_modules=["q_proj", "v_proj"]
+                r=List(options.ranks), lora_alpha=32, target_modules=["q_proj", "v_proj"]
             ),
             training_args=RFSFTConfig(
-                learning_rate=List(LEARNING_RATES),
+                learning_rate=List(options.learning_rates),
                 max_steps=options.steps,
                 per_device_train_batch_size=8,
                 lr_scheduler_type="constant",

@@ -122,7 +122,18 @@ def test_policies_sim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "report.json"
-    policies.main(["--chunks", "2", "--steps", "2", "--json", str(saved)])
+    arguments = [
+        "--chunks",
+        "2",
+        "--steps",
+        "2",
+        "--ranks",
+        "4",
+        "--learning-rates",
+        "1e-3",
+        "1e-4",
+    ]
+    policies.main([*arguments, "--json", str(saved)])
     table = check(capsys.readouterr().out, saved, ("**steps, policy : everything**",))
     assert table["**steps, policy : everything**"][0] == "1", "two chunks are too few to decide"
 
