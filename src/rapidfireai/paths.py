@@ -105,6 +105,14 @@ class ExperimentFolder:
                 latest = folder
         raise AssertionError("the candidates never end")
 
+    @classmethod
+    def all(cls, root: Path) -> "list[ExperimentFolder]":
+        """All experiments that have begun, by name; none if there is no such folder."""
+        if not root.is_dir():
+            return []
+        folders = (cls(path) for path in sorted(root.iterdir()) if path.is_dir())
+        return [folder for folder in folders if folder.store.exists()]
+
     @contextmanager
     def locked(self, *, wait_s: float = 0.0) -> Iterator[None]:
         """Be the only process that trains the experiment.
@@ -138,6 +146,30 @@ class ExperimentFolder:
             if lock in _locks:
                 _locks.discard(lock)
                 os.close(lock)
+
+    def trained_by(self) -> int | None:
+        """Number of the process that trains the experiment at this moment; None if none does.
+
+        Raises:
+            ExperimentPathError: The folder cannot be read.
+        """
+        try:
+            lock = os.open(self.path / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ExperimentPathError(
+                f"the experiment's folder, {self.path}, cannot be read: {error.strerror}"
+            ) from error
+        try:
+            # Shared, so that several who only ask do not see each other.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(os.read(lock, 20) or 0)
+        else:
+            return None
+        finally:
+            os.close(lock)
 
     @property
     def name(self) -> str:

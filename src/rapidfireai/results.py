@@ -5,8 +5,8 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from rapidfireai.core.commands import CommandRecord
-from rapidfireai.core.events import MetricSource
 from rapidfireai.core.ids import RunId
+from rapidfireai.core.metrics import is_maximised, shown_name
 from rapidfireai.core.run import Run
 from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import ConfigError
@@ -15,14 +15,10 @@ from rapidfireai.store import MetricRow
 if TYPE_CHECKING:
     import pandas as pd
 
-_MAXIMISED = ("accuracy", "reward", "f1", "bleu", "rouge", "margin", "precision", "recall", "exact")
-
 
 def metric_name(row: MetricRow) -> str:
-    """The column of a value: the step's own loss is `loss`, the trainer's average `logged_loss`."""
-    if row.source is MetricSource.LOG and row.name == "loss":
-        return "logged_loss"
-    return row.name
+    """The column of a value."""
+    return shown_name(row.source, row.name)
 
 
 def results_frame(rows: Sequence[MetricRow]) -> "pd.DataFrame":
@@ -143,7 +139,7 @@ def best_run(frame: "pd.DataFrame", metric: str, mode: str | None) -> "pd.Series
     if metric not in measured:
         raise ConfigError(f"no run has the metric {metric!r}; {did_you_mean(metric, measured)}")
     if mode is None:
-        mode = "max" if any(word in metric for word in _MAXIMISED) else "min"
+        mode = "max" if is_maximised(metric) else "min"
     values = frame[metric]
     best: pd.Series[Any] = frame.iloc[values.argmin() if mode == "min" else values.argmax()]
     return best

@@ -66,6 +66,18 @@ def changes(
     return found
 
 
+def knobs_of(
+    config: Mapping[str, Json], schemas: Mapping[str, Schema]
+) -> dict[str, Mapping[str, Json] | None]:
+    """All knobs of a stored configuration by their full names, each with what is known of it.
+
+    None stands for those without a schema.
+    """
+    if TRAINING not in config:
+        return dict.fromkeys(_own(config))
+    return dict(_candidates(config, schemas))
+
+
 def changed(config: Mapping[str, Json], knobs: Mapping[str, Json]) -> dict[str, Json]:
     """A stored configuration with other values.
 
@@ -122,10 +134,14 @@ def _find(
 
 def _find_own(name: str, config: Mapping[str, Json]) -> tuple[str, None]:
     """A knob of a configuration that only the user's `create_trainer` understands."""
-    own = [key for key in config if key != "trainer_type"]
+    own = _own(config)
     if name not in own:
         raise UnknownArgumentError(f"there is no knob {name!r}; {did_you_mean(name, own)}")
     return name, None
+
+
+def _own(config: Mapping[str, Json]) -> list[str]:
+    return [key for key in config if key != "trainer_type"]
 
 
 def _candidates(

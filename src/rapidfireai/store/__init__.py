@@ -3,6 +3,7 @@
 from rapidfireai.store._protocol import EventRow, ExperimentRecord, MetricRow, Store
 from rapidfireai.store.disk import PatientStore, Room
 from rapidfireai.store.memory import MemoryStore
+from rapidfireai.store.reader import SqliteReader
 from rapidfireai.store.recorder import Recorder
 from rapidfireai.store.sqlite import SqliteStore
 
@@ -14,6 +15,7 @@ __all__ = [
     "PatientStore",
     "Recorder",
     "Room",
+    "SqliteReader",
     "SqliteStore",
     "Store",
 ]

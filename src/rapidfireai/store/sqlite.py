@@ -1,4 +1,4 @@
-"""An experiment in one SQLite file: all SQL of the package is here.
+"""An experiment in one SQLite file: all SQL that writes is here, and what training reads.
 
 Runs and events are rows whose `body` is JSON (see `_codec`); the columns beside it are what the
 queries ask for. The file is in WAL mode, where readers and the writer do not wait for each other.
@@ -7,7 +7,7 @@ queries ask for. The file is in WAL mode, where readers and the writer do not wa
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -205,7 +205,7 @@ class SqliteStore:
                     _codec.to_text(command),
                 ),
             )
-            return _command_record(made.fetchone())
+            return command_record(made.fetchone())
 
     def settle(self, outcome: Outcome, time_s: float) -> None:
         """Say what became of a pending command. See `Store.settle`."""
@@ -218,7 +218,7 @@ class SqliteStore:
             f"SELECT * FROM commands WHERE {_equals(status=status)} ORDER BY id",
             {"status": status},
         )
-        return [_command_record(row) for row in rows]
+        return [command_record(row) for row in rows]
 
     def num_changes(self) -> int:
         """A number that changes when another connection has written. See `Store.num_changes`."""
@@ -308,17 +308,7 @@ class SqliteStore:
         # process has just made them must not be looked at in the opposite order.
         if self._pragma("schema_version") == 0:
             return True
-        if self._pragma("application_id") != _APPLICATION_ID:
-            raise StoreError(
-                f"{self._path} is another program's database: move it away or use another place"
-            )
-        version = self._pragma("user_version")
-        if version > SCHEMA_VERSION:
-            raise StoreError(
-                f"{self._path} has schema version {version} of a newer rapidfireai, and this one "
-                f"({__version__}) reads up to {SCHEMA_VERSION}: open it with the newer one, or "
-                "start the experiment in another folder"
-            )
+        check_version(self._path, self._db)
         return False
 
     def _switch_to_wal(self) -> None:
@@ -334,7 +324,7 @@ class SqliteStore:
         raise StoreError(f"{self._path} is being opened by too many processes: try again")
 
     def _pragma(self, name: str) -> int:
-        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+        return _pragma(self._db, name)
 
     def _rows(self, sql: str, values: dict[str, Any] | None = None) -> list[sqlite3.Row]:
         with self._explained():
@@ -364,14 +354,45 @@ class SqliteStore:
                 # Also after a KeyboardInterrupt and a COMMIT that failed; else does nothing.
                 self._db.rollback()
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            advice = _ADVICE.get(code, "open another store, in the thread that uses it")
-            raise StoreError(f"{self._path}: {error}; {advice}") from error
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(self._path)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite raises about the file into errors that say what to do.
+
+    Raises:
+        StoreError: Instead of any `sqlite3.Error`.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        advice = _ADVICE.get(code, "open another store, in the thread that uses it")
+        raise StoreError(f"{path}: {error}; {advice}") from error
+
+
+def check_version(path: Path, db: sqlite3.Connection) -> int:
+    """The version of the tables in a file that is not empty.
+
+    Raises:
+        StoreError: The file is not of this package, or of a newer version of it.
+    """
+    if _pragma(db, "application_id") != _APPLICATION_ID:
+        raise StoreError(f"{path} is another program's database: move it away or use another place")
+    version = _pragma(db, "user_version")
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} has schema version {version} of a newer rapidfireai, and this one "
+            f"({__version__}) reads up to {SCHEMA_VERSION}: open it with the newer one, or "
+            "start the experiment in another folder"
+        )
+    return version
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
 
 
 def _insert_runs(db: sqlite3.Connection, runs: Sequence[Run]) -> None:
@@ -413,7 +434,8 @@ def _settle(db: sqlite3.Connection, outcome: Outcome, time_s: float) -> None:
         raise not_pending(outcome.command_id, None if found is None else found["status"])
 
 
-def _command_record(row: sqlite3.Row) -> CommandRecord:
+def command_record(row: sqlite3.Row) -> CommandRecord:
+    """The command of a row."""
     return CommandRecord(
         id=row["id"],
         command=_codec.decode_command(_codec.from_text(row["body"])),
