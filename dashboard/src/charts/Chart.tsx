@@ -89,8 +89,9 @@ function useDrawn(plot: { current: uPlot | null }, shown: readonly Shown[], prop
       const made = plot.current;
       if (made === null) return;
       const start_ms = performance.now();
-      made.setData(dataOf(shown, props.logX), !isZoomed(made));
-      made.redraw(false, true);
+      made.setData(dataOf(shown, props.logX), !zoomed.has(made));
+      fitY(made, shown, props.logY);
+      made.redraw(false, false);
       const end_ms = performance.now();
       cost.current = { last_ms: end_ms - start_ms, end_ms };
     };
@@ -105,10 +106,15 @@ function useDrawn(plot: { current: uPlot | null }, shown: readonly Shown[], prop
   }, [plot, shown, props.marks, props.highlighted, props.logX, props.logY]);
 }
 
+/** Plots in which somebody looks at a part. */
 const zoomed = new WeakSet<uPlot>();
 
-function isZoomed(plot: uPlot): boolean {
-  return zoomed.has(plot);
+/** Lets y reach over what is to be seen between the ends of x. */
+function fitY(plot: uPlot, shown: readonly Shown[], logY: boolean): void {
+  const { min, max } = plot.scales.x ?? {};
+  const extent = extentBetween(shown, min ?? Number.NEGATIVE_INFINITY, max ?? Number.POSITIVE_INFINITY, logY);
+  const [low, high] = extent ? padded(extent, logY) : [logY ? 0.1 : 0, 1];
+  plot.setScale("y", { min: low, max: high });
 }
 
 function dataOf(shown: readonly Shown[], logX: boolean): uPlot.AlignedData {
@@ -122,7 +128,7 @@ function dataOf(shown: readonly Shown[], logX: boolean): uPlot.AlignedData {
     max = Math.max(max, last);
   }
   if (min > max) return [[1, 2], [null, null]];
-  if (min === max) max = min + 1;
+  if (min === max) [min, max] = logX ? [min / 2, max * 2] : [min - 1, max + 1];
   return [[min, max], [0, 0]];
 }
 
@@ -131,11 +137,9 @@ function makePlot(element: HTMLElement, latest: Latest, tooltip: Tooltip): uPlot
   const text = isDark ? "#9aa4b2" : "#5c6673";
   const grid = { stroke: isDark ? "#2a313b" : "#e6e9ee", width: 1 };
   const font = "11px system-ui, sans-serif";
+  // While it is being made, a plot cannot be told its scales.
+  let isReady = false;
   const axis = { stroke: text, grid, ticks: { ...grid, size: 4 }, font };
-  const visible = (plot: uPlot): [number, number] => {
-    const { min, max } = plot.scales.x ?? {};
-    return [min ?? Number.NEGATIVE_INFINITY, max ?? Number.POSITIVE_INFINITY];
-  };
   return new uPlot(
     {
       width: element.clientWidth || 400,
@@ -146,10 +150,8 @@ function makePlot(element: HTMLElement, latest: Latest, tooltip: Tooltip): uPlot
         x: { time: false, distr: props.logX ? 3 : 1 },
         y: {
           distr: props.logY ? 3 : 1,
-          range: (plot) => {
-            const extent = extentBetween(latest.current.shown, ...visible(plot), props.logY);
-            return extent ? padded(extent, props.logY) : [props.logY ? 0.1 : 0, 1];
-          },
+          auto: false,
+          range: (_, min, max) => [min, max],
         },
       },
       axes: [
@@ -165,8 +167,13 @@ function makePlot(element: HTMLElement, latest: Latest, tooltip: Tooltip): uPlot
       },
       hooks: {
         draw: [(plot) => drawCurves(plot, latest.current.shown, latest.current.props, isDark)],
+        setScale: [(plot, key) => key === "x" && isReady && fitY(plot, latest.current.shown, latest.current.props.logY)],
         setSelect: [(plot) => void (plot.select.width > 0 && zoomed.add(plot))],
-        ready: [(plot) => plot.over.addEventListener("dblclick", () => zoomed.delete(plot), true)],
+        ready: [(plot) => {
+          isReady = true;
+          plot.over.addEventListener("dblclick", () => zoomed.delete(plot), true);
+          fitY(plot, latest.current.shown, latest.current.props.logY);
+        }],
         setCursor: [(plot) => pointAt(plot, latest, tooltip)],
       },
     },

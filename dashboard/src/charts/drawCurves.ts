@@ -22,10 +22,10 @@ export function drawCurves(plot: uPlot, shown: readonly Shown[], props: ChartPro
   ctx.clip();
   ctx.lineJoin = "round";
   const isCrowded = shown.length > 40;
+  const front = shown.find((curve) => curve.runId === props.highlighted);
   for (const curve of shown) {
     if (curve.runId !== props.highlighted) drawOne(curve, false);
   }
-  const front = shown.find((curve) => curve.runId === props.highlighted);
   if (front) drawOne(front, true);
   drawMarks(plot, shown, props, scale, isDark);
   ctx.restore();

@@ -18,12 +18,15 @@ const STATUS_ORDER = [
   "running", "waiting", "queued", "interrupted", "completed", "stopped", "pruned", "failed", "deleted",
 ];
 
-const BASE_COLUMNS: readonly Column[] = [
+const FIRST_COLUMNS: readonly Column[] = [
   { id: "run", label: "Run", kind: "number", value: (row) => row.run_id },
   { id: "status", label: "Status", kind: "number", value: (row) => STATUS_ORDER.indexOf(row.status) },
   { id: "progress", label: "Progress", kind: "number", value: progressOf },
   { id: "sparkline", label: "Curve", kind: "number", value: (row) => row.loss },
   { id: "eta", label: "Time to go", kind: "number", value: (row) => row.remaining_s ?? undefined },
+];
+
+const LAST_COLUMNS: readonly Column[] = [
   { id: "active", label: "Trained for", kind: "number", value: (row) => row.active_s ?? undefined },
   { id: "trainer", label: "Trainer", kind: "text", value: (row) => row.trainer_type ?? undefined },
   { id: "model", label: "Model", kind: "text", value: (row) => row.model_name ?? undefined },
@@ -38,7 +41,7 @@ export function progressOf(row: RunRow): number | undefined {
 
 /** All columns there are, in the order in which a person would look for them. */
 export function allColumns(metrics: readonly string[], knobs: readonly string[], of: KnobsOfRuns): Column[] {
-  const measured = metrics.map((name): Column => ({
+  const measured = [...metrics].sort((a, b) => rankOf(a) - rankOf(b)).map((name): Column => ({
     id: name,
     label: name,
     kind: "number",
@@ -50,7 +53,18 @@ export function allColumns(metrics: readonly string[], knobs: readonly string[],
     kind: "text",
     value: (row) => of.get(row.run_id)?.[name],
   }));
-  return [...BASE_COLUMNS, ...measured, ...configured];
+  const devices = measured.findIndex((column) => rankOf(column.id) === DEVICE_RANK);
+  const split = devices < 0 ? measured.length : devices;
+  return [...FIRST_COLUMNS, ...measured.slice(0, split), ...configured, ...measured.slice(split), ...LAST_COLUMNS];
+}
+
+const DEVICE_RANK = 3;
+
+/** Losses first, what the device did last. */
+function rankOf(metric: string): number {
+  if (metric === "loss") return 0;
+  if (/memory|percent|runtime|_per_second/.test(metric)) return DEVICE_RANK;
+  return metric.startsWith("eval_") ? 1 : 2;
 }
 
 /** The columns that are shown where nobody has chosen any. */
@@ -58,7 +72,7 @@ export function usualColumns(metrics: readonly string[], knobs: readonly string[
   const wanted = ["loss", "eval_loss", "eval_reward", "reward", "eval_mean_token_accuracy"];
   const measured = wanted.filter((name) => metrics.includes(name)).slice(0, 3);
   const memory = ["device_memory_gib", "host_memory_gib"].filter((name) => metrics.includes(name));
-  return ["run", "status", "progress", "sparkline", ...measured, "eta", ...memory.slice(0, 1), ...knobs.slice(0, 4)];
+  return ["run", "status", "progress", "sparkline", "eta", ...measured, ...memory.slice(0, 1), ...knobs.slice(0, 4)];
 }
 
 /**

@@ -14,6 +14,9 @@ const TRAINED_AGAIN = new Set(["RunStarted", "RunRecovered", "RunResumed"]);
 
 const MAX_EVENTS = 500;
 
+/** Before what could not be read is tried again: it may be about to begin. */
+const RETRY_MS = 2000;
+
 export class ExperimentStore {
   rows = new Map<number, RunRow>();
   /** In the order of their numbers; a new array whenever one of them changes. */
@@ -37,6 +40,7 @@ export class ExperimentStore {
   private frame: number | null = null;
   private isClosed = false;
   private isReading = false;
+  private timer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(readonly name: string) {
     this.series = new SeriesStore(name, (id) => this.rows.get(id), () => this.changed(), (error) => this.fail(error));
@@ -53,6 +57,7 @@ export class ExperimentStore {
   close(): void {
     this.isClosed = true;
     this.stream?.close();
+    clearTimeout(this.timer);
     if (this.frame !== null) cancelAnimationFrame(this.frame);
   }
 
@@ -84,6 +89,9 @@ export class ExperimentStore {
       this.follow(runs.cursor);
     } catch (error) {
       this.fail(error);
+      if (!this.isClosed && !this.problem?.isUnauthorised) {
+        this.timer = setTimeout(() => void this.load(), RETRY_MS);
+      }
     }
     this.changed();
   }

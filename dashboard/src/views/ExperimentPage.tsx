@@ -65,7 +65,7 @@ function Opened({ view, theme, onToggleTheme }: Omit<Props, "name">) {
       {store.problem?.isUnauthorised ? (
         <Locked />
       ) : !store.isLoaded ? (
-        store.problem ? <Empty title="This experiment cannot be shown"><p>{store.problem.message}</p><p><a href="#/">All experiments</a></p></Empty> : <Skeleton lines={8} />
+        store.problem ? <Empty title="This experiment cannot be shown"><p>{store.problem.message}</p><p className="faint">It is tried again every few seconds.</p><p><a href="#/">All experiments</a></p></Empty> : <Skeleton lines={8} />
       ) : (
         <>
           <Tabs tab={view.tab} />
