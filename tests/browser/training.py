@@ -82,7 +82,10 @@ def main(name: str, folder: Path) -> None:
     rows = text_rows(512)
     experiment = Experiment(name, experiment_path=folder)
     experiment.run_fit(
-        search(setting), create_model, rows, eval_dataset=text_rows(16, seed=1),
+        search(setting),
+        create_model,
+        rows,
+        eval_dataset=text_rows(16, seed=1),
         num_chunks=setting.num_chunks,
     )
     experiment.end()

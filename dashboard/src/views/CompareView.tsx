@@ -76,7 +76,7 @@ export function CompareView({ view }: { view: ViewState }) {
                   {runs.map((run) => {
                     const value = run.metrics[name];
                     return (
-                      <td key={run.run_id} className={value === best ? "is-best" : undefined}>
+                      <td key={run.run_id} className={value !== undefined && value === best ? "is-best" : undefined}>
                         {formatNumber(value)}{value !== undefined && value === best && <span className="best-mark"> best</span>}
                       </td>
                     );
