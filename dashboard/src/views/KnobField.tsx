@@ -17,7 +17,7 @@ export function KnobField({ knob, text, problem, onChange }: Props) {
   const isChanged = text !== formatKnob(knob.value);
   const others = knob.used.map(formatKnob).filter((used) => used !== formatKnob(knob.value));
   const hint = [
-    knob.allowed,
+    shortened(knob.allowed),
     `default ${formatKnob(knob.default)}`,
     others.length > 0 && `also ${others.slice(0, 4).join(", ")} in this experiment`,
   ].filter(Boolean).join("; ");
@@ -51,4 +51,11 @@ export function KnobField({ knob, text, problem, onChange }: Props) {
       <span id={`${id}-hint`} className={problem === null ? "faint" : "problem"}>{problem ?? hint}</span>
     </div>
   );
+}
+
+const MAX_HINT = 70;
+
+/** A long list of choices would push all other knobs away; the field offers it anyway. */
+function shortened(allowed: string): string {
+  return allowed.length > MAX_HINT ? `${allowed.slice(0, MAX_HINT)}…` : allowed;
 }

@@ -8,7 +8,7 @@ const HEIGHT = 380;
 const TOP = 44;
 const BOTTOM = 22;
 const SIDE = 70;
-const MIN_GAP = 110;
+const MIN_GAP = 165;
 const MIN_BRUSH = 0.015;
 
 interface PlotLine {
