@@ -47,7 +47,7 @@ def _prepare(browser: "Browser", stage: Stage) -> None:
     page.set_default_timeout(_LIMIT_MS)
     page.goto(stage.link)
     page.get_by_role("link", name="search", exact=True).click()
-    page.locator("tr[data-run='16'] .progress-text", has_text="/160").wait_for()
+    page.locator("tr[data-run='12'] .progress-text", has_text="/160").wait_for()
     _row(page, 7).click()
     page.keyboard.press("p")
     page.locator("tr[data-run='7'] .pill", has_text="pruned").wait_for()
@@ -60,8 +60,8 @@ def _prepare(browser: "Browser", stage: Stage) -> None:
     page.keyboard.press("c")
     _fill_clone(page)
     page.get_by_role("dialog").get_by_role("button", name="Clone", exact=True).click()
-    page.locator("tr[data-run='17'] .pill").wait_for(state="attached")
-    page.locator("tr[data-run='17'] .progress-text", has_text="/160").wait_for(state="attached")
+    page.locator("tr[data-run='13'] .pill").wait_for(state="attached")
+    page.locator("tr[data-run='13'] .progress-text", has_text="/160").wait_for(state="attached")
     page.close()
 
 
@@ -99,7 +99,7 @@ VIEWS: Final[Mapping[str, tuple[str, Callable[["Page"], object]]]] = {
     "failed": ("experiments/failing/runs/2", lambda page: None),
     "timeline": ("experiments/search/timeline", lambda page: None),
     "parallel": ("experiments/search/parallel", lambda page: None),
-    "compare": ("experiments/search/compare?sel=1,3,17", lambda page: None),
+    "compare": ("experiments/search/compare?sel=2,3,13", lambda page: None),
     "lineage": ("experiments/search/lineage", lambda page: None),
     "log": ("experiments/search/log", lambda page: None),
     "keyboard": ("experiments/search", lambda page: page.keyboard.press("?")),

@@ -43,7 +43,7 @@ EXPERIMENTS: Mapping[str, Setting] = {
     "long": Setting(learning_rates=(5e-3, 1e-3, 2e-4), num_steps=40_000, num_chunks=2000),
     "failing": Setting(learning_rates=(5e-3, FAILING_LEARNING_RATE), num_steps=60),
     "search": Setting(
-        learning_rates=(1e-2, 3e-3, 1e-3, 1e-4), ranks=(2, 16), batch_sizes=(4, 8), num_steps=160
+        learning_rates=(1e-2, 3e-3, 1e-4), ranks=(2, 16), batch_sizes=(4, 8), num_steps=160
     ),
 }
 

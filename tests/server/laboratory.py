@@ -21,6 +21,7 @@ from rapidfireai.core.events import (
 )
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.run import Run, apply
+from rapidfireai.core.schema import Schema
 from rapidfireai.paths import ExperimentFolder
 from rapidfireai.server.app import Application, ServerSettings, create_app
 from rapidfireai.store import ExperimentRecord, MetricRow, SqliteStore
@@ -29,7 +30,7 @@ TOKEN = "a-token-that-is-long-enough-for-a-test-0123"
 HOST = "localhost:3000"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
-SCHEMAS = {
+SCHEMAS: dict[str, Schema] = {
     "SFT": {
         "learning_rate": {"type": ["number"], "default": 2e-5, "allowed": "float"},
         "max_steps": {"type": ["integer"], "default": -1, "allowed": "int"},

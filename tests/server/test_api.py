@@ -10,10 +10,11 @@ import httpx
 import pytest
 
 from rapidfireai.core.commands import CommandStatus
-from rapidfireai.core.events import MetricSource
+from rapidfireai.core.events import ChunkAssigned, MetricSource, RunRecovered
+from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.run import RunStatus
 from rapidfireai.server.plain import MASK
-from tests.server.laboratory import Laboratory, application, client, filled, laboratory
+from tests.server.laboratory import Laboratory, application, client, filled, laboratory, queued
 
 BASE = "/api/v1/experiments"
 
@@ -361,5 +362,30 @@ def test_an_experiment_that_another_took_the_place_of(lab: Laboratory, tmp_path:
         assert (await http.get(f"{BASE}/first/runs")).status_code == 404
         with laboratory(tmp_path, num_runs=5):
             assert len((await http.get(f"{BASE}/first/runs")).json()["runs"]) == 5
+
+    talk(tmp_path, conversation)
+
+
+def test_steps_that_are_trained_again_after_a_kill(lab: Laboratory, tmp_path: Path) -> None:
+    async def conversation(http: httpx.AsyncClient) -> None:
+        url = f"{BASE}/first/series?runs=1"
+        before = (await http.get(url)).json()["series"][0]["values"]
+        lab.begin(1, chunk=1)
+        lab.send(RunRecovered(run_id=RunId(1), step=5, chunks_done=0, active_s=5.0))
+        lab.send(ChunkAssigned(run_id=RunId(1), worker_id=WorkerId(0), chunk=0))
+        lab.train(1, [7.0, 6.0], first=6)
+        after = (await http.get(url)).json()["series"][0]["values"]
+        assert after == [*before[:5], 7.0, 6.0, *before[7:]]
+        row = (await http.get(f"{BASE}/first/runs")).json()["runs"][0]
+        assert (row["step"], row["loss"]) == (7, 6.0)
+
+    talk(tmp_path, conversation)
+
+
+def test_runs_that_a_later_script_adds(lab: Laboratory, tmp_path: Path) -> None:
+    async def conversation(http: httpx.AsyncClient) -> None:
+        assert len((await http.get(f"{BASE}/first/runs")).json()["runs"]) == 3
+        lab.store.add_runs([queued(4)])  # without an event
+        assert len((await http.get(f"{BASE}/first/runs")).json()["runs"]) == 4
 
     talk(tmp_path, conversation)

@@ -15,7 +15,7 @@ const knobs = new Map<number, Record<string, Json>>([
   [3, { "training_args.learning_rate": 1e-3 }],
   [12, { "training_args.learning_rate": 1e-3 }],
 ]);
-const columns = allColumns(["loss"], ["training_args.learning_rate"], knobs);
+const columns = allColumns(["loss", "learning_rate"], ["training_args.learning_rate"], knobs);
 const ids = (filter: string) => rows.filter(matcher(filter, columns, knobs)).map((row) => row.run_id);
 
 describe("matcher", () => {

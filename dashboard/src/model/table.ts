@@ -105,8 +105,11 @@ function wordTest(word: string, columns: readonly Column[], of: KnobsOfRuns): (r
 
 function findColumn(name: string, columns: readonly Column[]): Column | undefined {
   const is = (text: string) => text.toLowerCase() === name;
+  // A knob goes before a metric of its name, such as the learning rate that trainers log.
+  const named = columns.filter((one) => is(one.id) || is(one.label));
   return (
-    columns.find((one) => is(one.id) || is(one.label)) ??
+    named.find((one) => one.kind === "text") ??
+    named[0] ??
     columns.find((one) => one.label.toLowerCase().startsWith(name))
   );
 }

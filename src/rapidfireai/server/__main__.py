@@ -28,7 +28,6 @@ def main() -> int:
     except (RapidFireError, OSError) as error:
         sys.stderr.write(f"rapidfireai: error: {error}\n")
         return 1
-    logger.info("ended")
     return 0
 
 

@@ -223,7 +223,7 @@ def list_configs(view: InView, runs: RunList = None) -> Response:
 def list_knobs(view: InView, run_id: RunInPath) -> Response:
     """What a clone of the run may have other values of: types, choices, defaults, used values."""
     run, _ = _run(view, run_id)
-    found = knobs(run, view.reader.schemas(), used_values(view.rows))
+    found = knobs(run, view.reader.schemas(), used_values(dict(view.rows)))
     return JsonAnswer({"run_id": run_id, "knobs": [knob_message(knob) for knob in found]})
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from rapidfireai.core.events import Json
+from rapidfireai.core.ids import RunId
 from rapidfireai.core.metrics import is_maximised
 from rapidfireai.core.run import SETTLED, RunStatus
 from rapidfireai.errors import ExperimentPathError, RapidFireError, StoreError
@@ -22,8 +23,6 @@ from rapidfireai.server.view import RunRow, View
 
 MAX_OPEN: Final = 6
 """Experiments that are kept open though nobody looks at them."""
-
-_UNCOMPARED: Final = frozenset({RunStatus.FAILED, RunStatus.DELETED})
 
 _Signature = tuple[int, ...]
 
@@ -158,7 +157,9 @@ class Catalog:
 
 def summarised(view: View) -> dict[str, Json]:
     """An experiment in a few numbers, as `messages.Experiment`."""
-    rows = {run_id: row for run_id, row in view.rows.items() if row.status != RunStatus.DELETED}
+    # Copied at once: another thread may be taking in further runs.
+    shown_rows = dict(view.rows)
+    rows = {run_id: row for run_id, row in shown_rows.items() if row.status != RunStatus.DELETED}
     unfinished = [row for row in rows.values() if row.status not in SETTLED]
     state = "ended"
     if view.trained_by is not None:
@@ -179,7 +180,7 @@ def summarised(view: View) -> dict[str, Json]:
         "statuses": dict(Counter(row.status.value for row in rows.values())),
         "progress": _progress(list(rows.values())),
         "remaining_s": _remaining_s(list(rows.values())) if unfinished else None,
-        "best": _best(view),
+        "best": _best(rows),
     }
 
 
@@ -222,14 +223,14 @@ def _remaining_s(rows: list[RunRow]) -> float | None:
     return finite(work_s / max(1, sum(row.status is RunStatus.RUNNING for row in rows)))
 
 
-def _best(view: View) -> dict[str, Json] | None:
+def _best(rows: dict[RunId, RunRow]) -> dict[str, Json] | None:
     """The run with the best evaluation, or loss where none has been evaluated."""
     for metric in ("eval_loss", "loss"):
         values = {
             run_id: row.latest[metric][1]
-            for run_id, row in view.rows.items()
+            for run_id, row in rows.items()
             if metric in row.latest
-            and row.status not in _UNCOMPARED
+            and row.status is not RunStatus.FAILED
             and finite(row.latest[metric][1]) is not None
         }
         if values:

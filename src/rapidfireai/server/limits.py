@@ -42,9 +42,3 @@ class TokenBucket:
         while len(self._levels) > _MAX_KEYS:
             self._levels.popitem(last=False)
         return max(0.0, missing / self._per_s)
-
-    def is_empty(self, key: str = "") -> float:
-        """Seconds until a token is there; 0 if one is. Takes none."""
-        level, then_s = self._levels.get(key, (self._size, self._clock()))
-        level += (self._clock() - then_s) * self._per_s
-        return max(0.0, (1.0 - level) / self._per_s)

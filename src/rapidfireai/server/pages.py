@@ -49,7 +49,9 @@ class Pages:
     def get(self, url_path: str) -> Response:
         """The file of that name, or the dashboard's entry: it knows its own pages."""
         file = self._files.get(url_path)
-        if file is None and "." in url_path.rpartition("/")[2]:
+        # Pages are named after experiments, whose names may have dots further back.
+        top = url_path.split("/")[1]
+        if file is None and (top == "assets" or "." in top):
             return Response("there is no such file\n", 404, media_type="text/plain")
         file = file or self._files.get("/index.html")
         if file is None:

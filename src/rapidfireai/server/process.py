@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -53,6 +54,8 @@ def serve(place: Place, announce: Callable[[ServerRecord, str], None]) -> None:
 
     Raises:
         ServerError: There is a server already, the port is in use, or a library is missing.
+        KeyboardInterrupt: SIGINT, when everything has been closed.
+        SystemExit: SIGTERM, likewise.
     """
     try:
         import uvicorn  # noqa: PLC0415 - of the extra `server`
@@ -98,9 +101,15 @@ def serve(place: Place, announce: Callable[[ServerRecord, str], None]) -> None:
             limit_concurrency=512,
             h11_max_incomplete_event_size=1 << 16,
         )
+        # uvicorn, when it has ended, raises the signal again that ended it.
+        signal.signal(signal.SIGTERM, _end)
         with home.recorded(record):
             announce(record, token)
             Server(config).run(sockets=[listener])
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
 
 
 def start_detached(place: Place) -> tuple[ServerRecord, str]:

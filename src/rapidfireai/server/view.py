@@ -17,7 +17,6 @@ from rapidfireai.core.events import (
     Json,
     MetricSource,
     RunRecovered,
-    RunResumed,
     RunStarted,
 )
 from rapidfireai.core.ids import RunId
@@ -41,9 +40,6 @@ _SPARKS: Final = 32
 """Values of a sparkline."""
 
 _REMEMBERED_SOURCES: Final = (MetricSource.LOG, MetricSource.CHUNK, MetricSource.DEVICE)
-
-_TRAINED_AGAIN: Final = (RunStarted, RunRecovered, RunResumed)
-"""After these, steps may be trained a second time."""
 
 
 @dataclass(slots=True)
@@ -223,7 +219,7 @@ class View:
             if len(values) >= MAX_REMEMBERED:
                 return None
             return Batch(
-                runs=[self.rows[run_id].json for run_id in sorted(ids)],
+                runs=[self.rows[run_id].json for run_id in sorted(ids & self.rows.keys())],
                 values=values,
                 events=events,
                 commands=self.reader.commands(limit=100, newest=True),
@@ -266,10 +262,12 @@ class View:
 
     def _forget_series(self, events: Iterable[EventRow]) -> None:
         for row in events:
-            if isinstance(row.event, _TRAINED_AGAIN):
-                self.series.forget(row.event.run_id)
-                if known := self.rows.get(row.event.run_id):
-                    known.seen.clear()
+            event = row.event
+            if isinstance(event, RunStarted | RunRecovered):
+                # Steps after this one may have been trained before, and are trained again.
+                self.series.forget(event.run_id)
+                if known := self.rows.get(event.run_id):
+                    known.seen = dict.fromkeys(MetricSource, (event.step, frozenset()))
 
     def _forget_oldest(self, kept: deque[Any], num_new: int) -> None:
         """Note what the deque is about to drop."""
