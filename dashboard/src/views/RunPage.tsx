@@ -154,18 +154,27 @@ function Detail({ row }: { row: RunRow }) {
 function Configuration({ detail }: { detail: RunDetail }) {
   const { knobs } = useExperiment();
   const given = Object.entries(knobs.get(detail.row.run_id) ?? {});
+  const inForce = flattened(detail.resolved);
   return (
     <section aria-label="Configuration">
       <h2>Configuration</h2>
       <KnobTable rows={given} />
-      {Object.keys(detail.resolved).length > 0 && (
+      {inForce.length > 0 && (
         <details>
-          <summary>All {Object.keys(detail.resolved).length} arguments in force</summary>
-          <KnobTable rows={Object.entries(detail.resolved)} />
+          <summary>All {inForce.length} arguments in force</summary>
+          <KnobTable rows={inForce} />
         </details>
       )}
     </section>
   );
+}
+
+/** The arguments of all sections by their full names. */
+function flattened(sections: Readonly<Record<string, Json>>): [string, Json][] {
+  return Object.entries(sections).flatMap(([section, values]): [string, Json][] =>
+    values !== null && typeof values === "object" && !Array.isArray(values)
+      ? Object.entries(values).map(([name, value]) => [`${section}.${name}`, value])
+      : [[section, values]]);
 }
 
 function KnobTable({ rows }: { rows: readonly (readonly [string, Json])[] }) {
