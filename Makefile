@@ -4,19 +4,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 PACKAGE_FILES := pyproject.toml constraints.txt
+STATIC := src/rapidfireai/server/static
+DASHBOARD_FILES := $(shell find dashboard hatch_build.py -type f -not -path '*/node_modules/*' 2>/dev/null)
 
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# An editable install needs no Node.js; `make dashboard` builds where the server looks.
+export RAPIDFIREAI_WITHOUT_DASHBOARD = 1
 
-.PHONY: help demo test check lint types exam format clean
+.PHONY: help demo test check lint types exam format dashboard browser screenshots clean
 
 help:  ## show what there is
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ##/ { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ##/ { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/demo  ## train 4 configurations at once and compare them
 	$(BIN)/rapidfireai demo
 
-test: check  ## lint, types and tests
+test: check dashboard browser  ## lint, types and tests
 	$(BIN)/pytest -m "not exam"
 
 check: lint types  ## lint and types
@@ -31,12 +35,31 @@ types: .venv/dev
 exam: .venv/dev  ## the long tests
 	$(BIN)/pytest -m exam
 
+dashboard: $(STATIC)/index.html  ## build the dashboard into the source tree
+
+$(STATIC)/index.html: $(DASHBOARD_FILES)
+	@if command -v npm >/dev/null; then \
+		cd dashboard && npm ci && npm run types && npm test && npm run build; \
+	else \
+		echo "The dashboard is not built, and its tests are skipped: Node.js 20.19 or newer is missing."; \
+	fi
+
+# Only root may install; whoever is not gets to know what the tests skip.
+browser:
+	@if ! { command -v chromium || command -v google-chrome; } >/dev/null; then \
+		{ [ "$$(id -u)" = 0 ] && apt-get install --yes --quiet chromium >/dev/null; } \
+		|| echo "The tests in the browser are skipped: install chromium to run them."; \
+	fi
+
+screenshots: .venv/dev dashboard browser  ## make docs/images from real experiments
+	$(BIN)/python -m tests.browser.screenshots docs/images
+
 format: .venv/dev  ## format the code and repair what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:  ## remove the environment and all caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist
+	rm -rf $(STATIC) dashboard/node_modules .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist
 
 .venv/base:
 	$(PYTHON) -m venv .venv

@@ -111,11 +111,13 @@ class Laboratory:
                     num_steps=num_steps,
                     num_chunks=4,
                     resolved={
-                        "per_device_train_batch_size": 4,
-                        "gradient_accumulation_steps": 2,
-                        "num_train_epochs": 1.0,
-                        "max_steps": -1,
-                        "hub_token": "hf_abcdefghijklmnopqrstuv",
+                        "training_args": {
+                            "per_device_train_batch_size": 4,
+                            "gradient_accumulation_steps": 2,
+                            "num_train_epochs": 1.0,
+                            "max_steps": -1,
+                            "hub_token": "hf_abcdefghijklmnopqrstuv",
+                        },
                     },
                 )
             )

@@ -120,7 +120,7 @@ def test_a_runs_detail_has_no_secrets(lab: Laboratory, tmp_path: Path) -> None:
     assert detail["traceback"].startswith("Traceback")
     assert detail["config"]["training_args"] == {"learning_rate": 0.01, "hub_token": MASK}
     assert detail["config"]["model"]["model_kwargs"] == {"api_key": MASK}
-    assert detail["resolved"]["hub_token"] == MASK
+    assert detail["resolved"]["training_args"]["hub_token"] == MASK
     paths = ["", "/runs", "/runs/1", "/configs", "/runs/1/knobs", "/events", "/commands", "/log"]
     everything = str(asked(tmp_path, *(f"/first{path}" for path in paths)))
     assert "s3cret" not in everything

@@ -16,10 +16,12 @@ PARENT: Run = replace(
     step=10,
     num_steps=40,
     resolved={
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "num_train_epochs": 2,
-        "max_steps": -1,
+        "training_args": {
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "num_train_epochs": 2,
+            "max_steps": -1,
+        },
     },
 )
 

@@ -115,11 +115,13 @@ def forecast(command: Command, run: Run, schemas: Mapping[str, Schema]) -> Forec
         return None
     new = {full: value for full, (_, value) in differences(command, run, schemas).items()}
 
+    in_force = arguments_in_force(run)
+
     def value(name: str) -> Any:
         full = f"{TRAINING}.{name}"
-        return new.get(full, run.resolved.get(name, _stored(run, full, schemas)))
+        return new.get(full, in_force.get(name, _stored(run, full, schemas)))
 
-    before, after = _batch(run.resolved), _batch({name: value(name) for name in _BATCH})
+    before, after = _batch(in_force), _batch({name: value(name) for name in _BATCH})
     is_other_batch = before != after
     step = run.step * before // after if is_other_batch else run.step
     num_steps = run.num_steps
@@ -127,7 +129,7 @@ def forecast(command: Command, run: Run, schemas: Mapping[str, Schema]) -> Forec
     if (value("max_steps") or 0) > 0:
         num_steps = value("max_steps")
     elif num_steps is not None:
-        epochs = run.resolved.get("num_train_epochs") or 1
+        epochs = in_force.get("num_train_epochs") or 1
         factor = (value("num_train_epochs") or epochs) / epochs * before / after
         is_estimate = is_estimate or factor != 1
         num_steps = round(num_steps * factor)
@@ -162,6 +164,11 @@ def _told(
         f"rate's schedule {schedule}; the optimizer's state is "
         f"{'kept' if command.optimizer == 'keep' else 'reset'}"
     )
+
+
+def arguments_in_force(run: Run) -> Mapping[str, Json]:
+    """The trainer's arguments after defaults and adaptation; empty before its trainer stands."""
+    return run.resolved.get(TRAINING) or {}
 
 
 def _batch(values: Mapping[str, Any]) -> int:

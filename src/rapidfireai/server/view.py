@@ -24,7 +24,7 @@ from rapidfireai.core.metrics import shown_name
 from rapidfireai.core.run import SETTLED, Run, RunStatus
 from rapidfireai.errors import StoreError
 from rapidfireai.paths import ExperimentFolder
-from rapidfireai.server.knobs import flat
+from rapidfireai.server.knobs import arguments_in_force, flat
 from rapidfireai.server.plain import encoded, finite, shown, shown_text
 from rapidfireai.server.series import SeriesCache
 from rapidfireai.store import EventRow, ExperimentRecord, SqliteReader
@@ -307,7 +307,7 @@ class View:
             num_steps=run.num_steps,
             active_s=run.active_s,
             remaining_s=run.remaining_s,
-            samples_per_step=_samples_per_step(run.resolved),
+            samples_per_step=_samples_per_step(arguments_in_force(run)),
             seen=before.seen if before else {},
         )
         if before is None:
@@ -405,10 +405,10 @@ def _as_json(run: Run, row: RunRow, sparkline: list[float | None]) -> dict[str, 
     }
 
 
-def _samples_per_step(resolved: Mapping[str, Any]) -> int | None:
+def _samples_per_step(arguments: Mapping[str, Any]) -> int | None:
     """Samples that go into an optimizer step of a run on one device."""
-    size = resolved.get("per_device_train_batch_size")
-    accumulation = resolved.get("gradient_accumulation_steps") or 1
+    size = arguments.get("per_device_train_batch_size")
+    accumulation = arguments.get("gradient_accumulation_steps") or 1
     if not isinstance(size, int) or not isinstance(accumulation, int):
         return None
     return size * accumulation
