@@ -135,7 +135,8 @@ def test_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     policies.main([*arguments, "--json", str(saved)])
     table = check(capsys.readouterr().out, saved, ("**steps, policy : everything**",))
-    assert table["**steps, policy : everything**"][0] == "1", "two chunks are too few to decide"
+    ratio = float(table["**steps, policy : everything**"][0])
+    assert ratio == 1, "two chunks are too few to decide"
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,19 @@ One layer above `core`, whose `Policy` protocol they implement. Give one, or a l
 """
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rapidfireai.core.policy import Policy
 from rapidfireai.errors import ConfigError
-from rapidfireai.policies.curve import CurvePolicy
 from rapidfireai.policies.halving import SuccessiveHalving
 from rapidfireai.policies.median import MedianPolicy
 from rapidfireai.policies.optuna_pruner import OptunaPruner
 from rapidfireai.policies.population import PopulationBased
 from rapidfireai.policies.rounds import Round, RoundPolicy
 from rapidfireai.policies.threshold import ThresholdPolicy
+
+if TYPE_CHECKING:
+    from rapidfireai.policies.curve import CurvePolicy
 
 __all__ = [
     "CurvePolicy",
@@ -35,6 +37,15 @@ __all__ = [
 _AUTO = "auto"
 
 
+def __getattr__(name: str) -> Any:
+    """Import `CurvePolicy` when it is first used: it is the one that needs NumPy."""
+    if name == "CurvePolicy":
+        from rapidfireai.policies.curve import CurvePolicy
+
+        return CurvePolicy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def as_policies(given: Any) -> tuple[Policy, ...]:
     """The policies that `run_fit(policy=...)` was given.
 
@@ -46,6 +57,8 @@ def as_policies(given: Any) -> tuple[Policy, ...]:
     """
     if given is None:
         return ()
+    from rapidfireai.policies.curve import CurvePolicy
+
     items = given if isinstance(given, list | tuple) else [given]
     return tuple(CurvePolicy() if item == _AUTO else _own(_checked(item)) for item in items)
 
