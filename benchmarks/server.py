@@ -116,7 +116,7 @@ def _server(root: Path) -> Iterator[_Client]:
 
 
 def _size_rows(root: Path, num_runs: int, num_points: int) -> list[Row]:
-    folder = _written(root / "experiments", num_runs, num_points)
+    folder = written(root / "experiments", num_runs, num_points)
     with _server(root) as client:
         empty_mib = client.memory_mib()
         asked = {
@@ -162,7 +162,7 @@ def _live_rows(client: _Client, folder: ExperimentFolder) -> list[Row]:
     ]
 
 
-def _written(root: Path, num_runs: int, num_points: int) -> ExperimentFolder:
+def written(root: Path, num_runs: int, num_points: int) -> ExperimentFolder:
     """An experiment as training would have left it."""
     folder = ExperimentFolder.claim(root, "big")
     runs = [

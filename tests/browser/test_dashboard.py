@@ -3,7 +3,7 @@
 import re
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,7 +27,8 @@ def training(stage: Stage) -> Iterator[None]:
     process.wait(120)
 
 
-def expect(locator: "Locator"):  # type: ignore[no-untyped-def]  # playwright is not always there
+def expect(locator: "Locator") -> Any:
+    """What is said of it has to come true within the limit."""
     from playwright.sync_api import expect
 
     expect.set_options(timeout=LIMIT_MS)

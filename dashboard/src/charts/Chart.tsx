@@ -89,8 +89,8 @@ function useDrawn(plot: { current: uPlot | null }, shown: readonly Shown[], prop
       const made = plot.current;
       if (made === null) return;
       const start_ms = performance.now();
-      made.setData(dataOf(shown, props.logX), !zoomed.has(made));
-      fitY(made, shown, props.logY);
+      if (!zoomed.has(made)) fit(made, shown, xRange(shown, props.logX), props.logY);
+      else fit(made, shown, [made.scales.x?.min ?? 0, made.scales.x?.max ?? 1], props.logY);
       made.redraw(false, false);
       const end_ms = performance.now();
       cost.current = { last_ms: end_ms - start_ms, end_ms };
@@ -109,15 +109,18 @@ function useDrawn(plot: { current: uPlot | null }, shown: readonly Shown[], prop
 /** Plots in which somebody looks at a part. */
 const zoomed = new WeakSet<uPlot>();
 
-/** Lets y reach over what is to be seen between the ends of x. */
-function fitY(plot: uPlot, shown: readonly Shown[], logY: boolean): void {
-  const { min, max } = plot.scales.x ?? {};
-  const extent = extentBetween(shown, min ?? Number.NEGATIVE_INFINITY, max ?? Number.POSITIVE_INFINITY, logY);
+/** Shows a part of x, and lets y reach over what is to be seen there. */
+function fit(plot: uPlot, shown: readonly Shown[], [from, to]: [number, number], logY: boolean): void {
+  const extent = extentBetween(shown, from, to, logY);
   const [low, high] = extent ? padded(extent, logY) : [logY ? 0.1 : 0, 1];
-  plot.setScale("y", { min: low, max: high });
+  plot.batch(() => {
+    plot.setScale("x", { min: from, max: to });
+    plot.setScale("y", { min: low, max: high });
+  });
 }
 
-function dataOf(shown: readonly Shown[], logX: boolean): uPlot.AlignedData {
+/** From the first x of all curves to the last. */
+function xRange(shown: readonly Shown[], logX: boolean): [number, number] {
   let min = Number.POSITIVE_INFINITY;
   let max = Number.NEGATIVE_INFINITY;
   for (const { x } of shown) {
@@ -127,18 +130,28 @@ function dataOf(shown: readonly Shown[], logX: boolean): uPlot.AlignedData {
     min = Math.min(min, first);
     max = Math.max(max, last);
   }
-  if (min > max) return [[1, 2], [null, null]];
-  if (min === max) [min, max] = logX ? [min / 2, max * 2] : [min - 1, max + 1];
-  return [[min, max], [0, 0]];
+  if (min > max) return [1, 2];
+  if (min === max) return logX ? [min / 2, max * 2] : [min - 1, max + 1];
+  return [min, max];
 }
+
+/** Zooms to what has been dragged over. */
+function zoom(plot: uPlot, { props, shown }: Latest["current"]): void {
+  const { left, width } = plot.select;
+  if (width < MIN_DRAG_PX) return;
+  zoomed.add(plot);
+  const range: [number, number] = [plot.posToVal(left, "x"), plot.posToVal(left + width, "x")];
+  plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+  fit(plot, shown, range, props.logY);
+}
+
+const MIN_DRAG_PX = 6;
 
 function makePlot(element: HTMLElement, latest: Latest, tooltip: Tooltip): uPlot {
   const { props, isDark } = latest.current;
   const text = isDark ? "#9aa4b2" : "#5c6673";
   const grid = { stroke: isDark ? "#2a313b" : "#e6e9ee", width: 1 };
   const font = "11px system-ui, sans-serif";
-  // While it is being made, a plot cannot be told its scales.
-  let isReady = false;
   const axis = { stroke: text, grid, ticks: { ...grid, size: 4 }, font };
   return new uPlot(
     {
@@ -147,12 +160,8 @@ function makePlot(element: HTMLElement, latest: Latest, tooltip: Tooltip): uPlot
       legend: { show: false },
       padding: [8, 12, 0, 0],
       scales: {
-        x: { time: false, distr: props.logX ? 3 : 1 },
-        y: {
-          distr: props.logY ? 3 : 1,
-          auto: false,
-          range: (_, min, max) => [min, max],
-        },
+        x: { time: false, auto: false, distr: props.logX ? 3 : 1, range: (_, min, max) => [min, max] },
+        y: { auto: false, distr: props.logY ? 3 : 1, range: (_, min, max) => [min, max] },
       },
       axes: [
         { ...axis, size: 28, space: 60, values: (_, splits) => xTicks(splits, props.x) },
@@ -162,22 +171,26 @@ function makePlot(element: HTMLElement, latest: Latest, tooltip: Tooltip): uPlot
       cursor: {
         points: { show: false },
         sync: { key: SYNC.key, scales: ["x", null] },
-        drag: { x: true, y: false },
+        drag: { x: true, y: false, setScale: false },
+        bind: {
+          dblclick: (plot) => () => {
+            const { props: now, shown } = latest.current;
+            zoomed.delete(plot);
+            fit(plot, shown, xRange(shown, now.logX), now.logY);
+            return null;
+          },
+        },
         y: false,
       },
       hooks: {
         draw: [(plot) => drawCurves(plot, latest.current.shown, latest.current.props, isDark)],
-        setScale: [(plot, key) => key === "x" && isReady && fitY(plot, latest.current.shown, latest.current.props.logY)],
-        setSelect: [(plot) => void (plot.select.width > 0 && zoomed.add(plot))],
-        ready: [(plot) => {
-          isReady = true;
-          plot.over.addEventListener("dblclick", () => zoomed.delete(plot), true);
-          fitY(plot, latest.current.shown, latest.current.props.logY);
-        }],
+        setSelect: [(plot) => zoom(plot, latest.current)],
+        ready: [(plot) => fit(plot, latest.current.shown, xRange(latest.current.shown, props.logX), props.logY)],
         setCursor: [(plot) => pointAt(plot, latest, tooltip)],
       },
     },
-    dataOf(latest.current.shown, props.logX),
+    // The curves are drawn by the hook; uPlot itself has nothing to draw.
+    [[1, 2], [null, null]],
     element,
   );
 }

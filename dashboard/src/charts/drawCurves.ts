@@ -27,6 +27,8 @@ export function drawCurves(plot: uPlot, shown: readonly Shown[], props: ChartPro
     if (curve.runId !== props.highlighted) drawOne(curve, false);
   }
   if (front) drawOne(front, true);
+  ctx.restore();
+  ctx.save();
   drawMarks(plot, shown, props, scale, isDark);
   ctx.restore();
 
@@ -88,7 +90,7 @@ function stroke(ctx: CanvasRenderingContext2D, x: readonly number[], y: readonly
 }
 
 function drawMarks(plot: uPlot, shown: readonly Shown[], props: ChartProps, to: Pixels, isDark: boolean): void {
-  const { ctx } = plot;
+  const { ctx, bbox } = plot;
   const pixel = devicePixelRatio || 1;
   const byRun = new Map(shown.map((curve) => [curve.runId, curve]));
   ctx.setLineDash([]);
@@ -103,7 +105,7 @@ function drawMarks(plot: uPlot, shown: readonly Shown[], props: ChartProps, to: 
     const index = found < 0 ? curve.steps.length - 1 : found;
     const x = to.x(curve.x[index] as number);
     const y = to.y(curve.y[index] as number);
-    if (!Number.isFinite(y)) continue;
+    if (!Number.isFinite(y) || x < bbox.left || x > bbox.left + bbox.width) continue;
     const { color } = runStyle(mark.runId, isDark);
     ctx.beginPath();
     ctx.arc(x, y, 7 * pixel, 0, 2 * Math.PI);

@@ -10,7 +10,7 @@ const curve = (y: number[]) => ({
 
 describe("smoothed", () => {
   it("leaves a constant as it is, from the first point on", () => {
-    expect(smoothed([1, 2, 3, 4], [5, 5, 5, 5], 0.9)).toEqual([5, 5, 5, 5]);
+    for (const value of smoothed([1, 2, 3, 4], [5, 5, 5, 5], 0.9)) expect(value).toBeCloseTo(5, 12);
   });
 
   it("changes nothing without a weight", () => {

@@ -8,17 +8,19 @@ export interface Curve {
   y: number[];
 }
 
-const SPAN = 600;
+const MAX_SPAN = 600;
 
 /**
  * An exponential moving average that does not depend on how densely the points lie.
  *
- * The weight of the past shrinks with the distance in x, measured in 600ths of the whole width, so
- * that a thinned out series is smoothed like the full one. The start is not biased towards 0.
+ * The weight of the past shrinks with the distance in x, measured in 600ths of the whole width (in
+ * points, where there are fewer), so that a thinned out series is smoothed like the full one. The
+ * start is not biased towards 0.
  */
 export function smoothed(x: readonly number[], y: readonly number[], weight: number): number[] {
   if (weight <= 0 || x.length < 3) return y.slice();
   const width = (x[x.length - 1] as number) - (x[0] as number) || 1;
+  const span = Math.min(MAX_SPAN, y.length);
   const result = new Array<number>(y.length);
   let sum = 0;
   let total = 0;
@@ -29,8 +31,8 @@ export function smoothed(x: readonly number[], y: readonly number[], weight: num
       result[i] = Number.NaN;
       continue;
     }
-    const distance = Math.max(1e-9, (((x[i] as number) - before) / width) * SPAN);
-    const kept = total === 0 ? 0 : weight ** Math.max(distance, SPAN / y.length / 4);
+    const distance = Math.max(0.25, (((x[i] as number) - before) / width) * span);
+    const kept = weight ** (total === 0 ? 1 : distance);
     sum = sum * kept + value * (1 - kept);
     total = total * kept + (1 - kept);
     before = x[i] as number;

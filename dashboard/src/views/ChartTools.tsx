@@ -8,10 +8,12 @@ interface Props {
   view: ViewState;
   names: readonly string[];
   charts: readonly string[];
+  /** Whether there are several runs to choose from. */
+  hasRuns?: boolean;
 }
 
 /** Which metrics are charted, over what, and how. */
-export function ChartTools({ view, names, charts }: Props) {
+export function ChartTools({ view, names, charts, hasRuns = true }: Props) {
   const change = useChangeView();
   const setChart = (name: string, isOn: boolean) => {
     const wanted = isOn ? [...charts, name] : charts.filter((one) => one !== name);
@@ -62,14 +64,14 @@ export function ChartTools({ view, names, charts }: Props) {
         <input type="checkbox" checked={view.logY} onChange={(event) => change({ logY: event.target.checked })} />
         log y
       </label>
-      <label className="field">
+      {hasRuns && <label className="field">
         Draw
         <select value={view.shown} aria-label="Curves drawn" onChange={(event) => change({ shown: event.target.value as Shown })}>
           <option value="auto">runs of the table</option>
           <option value="selected">selected runs</option>
           <option value="all">all, however many</option>
         </select>
-      </label>
+      </label>}
     </div>
   );
 }

@@ -85,6 +85,9 @@ export function ParallelView({ view }: { view: ViewState }) {
   );
 }
 
+/** Below this nobody should read a direction into it. */
+const WEAK = 0.05;
+
 function KnobImportance({ metric }: { metric: string }) {
   const { runs, knobs, differing } = useExperiment();
   const measured = runs.flatMap((run) => {
@@ -107,7 +110,7 @@ function KnobImportance({ metric }: { metric: string }) {
                 <span title={knob}>{shortKnob(knob)}</span>
                 <span className="bar-track"><span className="bar" style={{ width: `${share * 100}%` }} /></span>
                 <span className="number">{Math.round(share * 100)} %</span>
-                <span className="faint">{direction > 0 ? "more of it, more of the metric" : direction < 0 ? "more of it, less of the metric" : ""}</span>
+                <span className="faint">{share < WEAK || direction === 0 ? "" : `more of it, ${direction > 0 ? "more" : "less"} of the metric`}</span>
               </li>
             ))}
           </ul>

@@ -68,7 +68,7 @@ export function RunPage({ runId, view, onClone, onHelp, hasDialog }: Props) {
         <VerbBar runs={[row]} onAct={(action) => actOn(action, [row])} onRestore={() => void commander.ask("restore", [row])} />
       </header>
       <Facts row={row} />
-      <ChartTools view={view} names={names} charts={charts} />
+      <ChartTools view={view} names={names} charts={charts} hasRuns={false} />
       <Curves charts={charts} ids={ids} marks={marks} view={view} highlighted={null} onHighlight={ignore} />
       <Detail row={row} />
       <section aria-label="Log">
