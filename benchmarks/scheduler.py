@@ -157,8 +157,8 @@ class _Timed:
     def stop(self, run_id: RunId, reason: str) -> Sequence[Event]:
         return self._executor.stop(run_id, reason)
 
-    def save(self, run_id: RunId) -> None:
-        self._executor.save(run_id)
+    def save(self, run_id: RunId) -> Sequence[Event]:
+        return self._executor.save(run_id)
 
     def close(self) -> None:
         self._executor.close()
