@@ -20,7 +20,7 @@ FAILING_LEARNING_RATE = 0.5
 FAILURE = "<b>no reward</b>: the server that judges completions does not answer"
 
 
-class Judge(TrainerCallback):  # type: ignore[misc]
+class Judge(TrainerCallback):
     """A user's callback that raises in the run with the failing learning rate."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
