@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--points", type=int, default=10_000, help="of each run's loss")
     parser.add_argument("--steps", type=int, default=300, help="of each of two runs that train")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="of trainings; 0 leaves them out")
     parser.add_argument("--commands", type=int, default=20)
     parser.add_argument("--json", type=Path, help="also write the result there")
     options = parser.parse_args(arguments)
@@ -67,10 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         root = Path(folder)
         os.environ["RF_HOME"] = str(root)
         os.environ["RF_EXPERIMENT_PATH"] = str(root / "experiments")
-        rows = [
-            *_size_rows(root, options.runs, options.points),
-            *_training_rows(root, options.steps, options.repeats, options.commands),
-        ]
+        rows = _size_rows(root, options.runs, options.points)
+        if options.repeats:
+            rows += _training_rows(root, options.steps, options.repeats, options.commands)
     report = Report(
         title=f"Server: {options.runs} runs with {options.points} points",
         rows=rows,

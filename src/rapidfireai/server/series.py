@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from rapidfireai.core.events import MetricSource
 from rapidfireai.core.ids import RunId
 from rapidfireai.store import SqliteReader
+from rapidfireai.store.reader import Value
 
 MAX_BUCKETS: Final = 256
 """Of a series that is kept in memory."""
@@ -110,7 +111,8 @@ class SeriesCache:
 
     def __init__(self, reader: SqliteReader) -> None:
         self._reader = reader
-        self._kept: OrderedDict[tuple[RunId, Metric], Buckets] = OrderedDict()
+        self._kept: OrderedDict[tuple[RunId, Metric], tuple[Value, Buckets]] = OrderedDict()
+        """Each with the last value that is in it."""
 
     def forget(self, run_id: RunId) -> None:
         """Read the run's series anew: steps have been trained again."""
@@ -135,7 +137,7 @@ class SeriesCache:
         width = _width(max(0, end - start), num_points // 2)
         buckets = None
         if start == 0 and end >= last.step:
-            kept = self._whole(run_id, metric, last.step)
+            kept = self._whole(run_id, metric, last)
             buckets = kept.widened(width) if width >= kept.width else None
         if buckets is None:
             buckets = self._read(run_id, metric, width, (start, end))
@@ -147,19 +149,20 @@ class SeriesCache:
             points.insert(0, Point(first.step, first.value, first.time_s))
         return points
 
-    def _whole(self, run_id: RunId, metric: Metric, last_step: int) -> Buckets:
+    def _whole(self, run_id: RunId, metric: Metric, last: Value) -> Buckets:
         """The whole series as it is kept."""
         key = (run_id, metric)
-        kept = self._kept.get(key)
-        width = _width(last_step, MAX_BUCKETS)
-        if kept is None:
-            fresh = self._read(run_id, metric, width, (0, None))
+        end, kept = self._kept.get(key, (None, None))
+        if kept is None or end is None:
+            fresh = self._read(run_id, metric, _width(last.step, MAX_BUCKETS), (0, None))
+        elif (end.step, end.time_s) == (last.step, last.time_s):
+            return kept
         else:
-            fresh = kept.widened(width)
+            fresh = kept.widened(_width(last.step, MAX_BUCKETS))
             if fresh is kept:  # others may be looking at it
                 fresh = Buckets(kept.width, kept.values[:])
             fresh.extend(self._read(run_id, metric, fresh.width, (fresh.open_from, None)))
-        self._kept[key] = fresh
+        self._kept[key] = (last, fresh)
         self._kept.move_to_end(key)
         while len(self._kept) > _MAX_SERIES:
             self._kept.popitem(last=False)
