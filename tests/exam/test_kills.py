@@ -15,7 +15,7 @@ import pytest
 from rapidfireai.faults import Point
 from tests import recovery
 from tests.children import Child, Children
-from tests.recovery import EXPERIMENTS, Fault, Script
+from tests.recovery import Fault, Script
 from tests.test_recovery import PRELOADED
 
 pytestmark = pytest.mark.exam
@@ -59,7 +59,7 @@ class Moment:
 
 def moments() -> list[Moment]:
     rng = random.Random(SEED)
-    names = list(EXPERIMENTS)
+    names = list(NUM_EVENTS)
 
     def event(name: str) -> Fault:
         return Fault(event=True, number=rng.randint(3, NUM_EVENTS[name] - 5))
@@ -126,7 +126,7 @@ def undisturbed(
     scripts: Scripts, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Undisturbed]:
     found = {}
-    for name in EXPERIMENTS:
+    for name in NUM_EVENTS:
         folder = tmp_path_factory.mktemp(name)
         begin = time.monotonic()
         assert scripts.run(Script(name, str(folder))) == 0
