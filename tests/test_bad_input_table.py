@@ -172,6 +172,7 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
             ([MedianPolicy], "did you mean MedianPolicy()?"),
             ([None], "policy=None has no method on_chunk()"),
         ],
+        "fuse": [("auto", "fuse='auto' cannot be used; it is one of 'off', 'on'"), (True, "fuse=True")],
         "trackers": [([print], "trackers holds <built-in", "which has no method on_event()")],
     },
     "best": {

@@ -318,6 +318,8 @@ class TrainingTask:
                 ),
             ]
         except _Stop as stop:
+            # Whoever asked still holds it, and in its traceback all that the trainer's frames hold.
+            stop.__traceback__ = None
             return self._stopped(stop.reason)
         except FiberClosed:
             raise
