@@ -172,7 +172,10 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
             ([MedianPolicy], "did you mean MedianPolicy()?"),
             ([None], "policy=None has no method on_chunk()"),
         ],
-        "fuse": [("auto", "fuse='auto' cannot be used; it is one of 'off', 'on'"), (True, "fuse=True")],
+        "fuse": [
+            ("auto", "fuse='auto' cannot be used; it is one of 'off', 'on'"),
+            (True, "fuse=True cannot be used"),
+        ],
         "trackers": [([print], "trackers holds <built-in", "which has no method on_event()")],
     },
     "best": {
