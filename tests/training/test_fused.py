@@ -335,7 +335,7 @@ def test_members_leave_when_they_are_stopped_and_join_when_there_is_room(
 ) -> None:
     monkeypatch.setattr("rapidfireai.fit.GANG_SIZE", 3)
     gang = [quiet(case("SFT", seed=seed, max_steps=4 + seed)) for seed in (1, 2, 3, 4, 5)]
-    experiment = train(tmp_path, gang, policies=[StopsSecond()])
+    experiment = train(tmp_path, gang, policy=[StopsSecond()])
     info = experiment.get_runs_info()
     assert list(info["status"]) == ["completed", "pruned", *["completed"] * 3]
     assert set(passes.sizes) == {1, 2, 3}

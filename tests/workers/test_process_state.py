@@ -456,14 +456,14 @@ def test_interleaved_trainers_need_all_of_it(
     accelerator: dict[str, Any] = {}
     gradient: dict[str, Any] = {}
 
-    def incomplete(bound: process_state._Bound) -> None:
+    def incomplete(bound: process_state._Bound, *args: Any) -> None:
         if left_out == "random generators":
             bound.rng = RngState.capture()
         elif left_out == "mixed precision":
             bound.partial, bound.accelerator = partial, accelerator
         elif left_out == "gradient accumulation":
             bound.gradient = gradient
-        bind(bound)
+        bind(bound, *args)
 
     surroundings = process_state._Bound.capture()
     became: str | None = None
