@@ -118,6 +118,23 @@ def draws() -> tuple[float, float, float]:
     return random.random(), float(np.random.random()), float(torch.rand(()))
 
 
+def draws_of_two(hand_over: Callable[[ProcessState, ProcessState], object]) -> list[Any]:
+    """What two states draw by turns, with flags and accelerate's dictionaries of their own."""
+    one, other = ProcessState(), ProcessState()
+    seen: list[Any] = []
+    one.enter()
+    set_seed(1)
+    for current, following in ((one, other), (other, one), (one, other)):
+        torch.use_deterministic_algorithms(current is one)
+        seen.append((draws(), torch.are_deterministic_algorithms_enabled()))
+        GradientState._shared_state.setdefault("whose", current is one)
+        hand_over(current, following)
+        seen.append((draws(), dict(GradientState._shared_state)))
+        seen.append(torch.are_deterministic_algorithms_enabled())
+    other.leave()
+    return seen
+
+
 class TestRandomNumbers:
     def test_each_state_goes_on_where_it_was(self) -> None:
         expected = {}
@@ -138,6 +155,24 @@ class TestRandomNumbers:
             draws()
             draws_in_between.restore()
         assert drawn == expected
+
+    def test_taking_over_is_leaving_and_entering(self) -> None:
+        def leave_and_enter(leaving: ProcessState, entering: ProcessState) -> None:
+            leaving.leave()
+            entering.enter()
+
+        before = draws_of_two(leave_and_enter)
+        after = draws_of_two(lambda leaving, entering: entering.take_over(leaving))
+        assert after == before
+
+    def test_nothing_is_taken_over_from_a_state_that_is_not_entered(self) -> None:
+        left, entered = ProcessState(), ProcessState()
+        with entered:
+            inside = GradientState._shared_state
+            entered.take_over(left)
+            entered.take_over(entered)
+            assert entered.entered
+            assert GradientState._shared_state is inside
 
     def test_a_new_state_begins_as_its_surroundings(self) -> None:
         with ProcessState():
@@ -456,14 +491,14 @@ def test_interleaved_trainers_need_all_of_it(
     accelerator: dict[str, Any] = {}
     gradient: dict[str, Any] = {}
 
-    def incomplete(bound: process_state._Bound, *args: Any) -> None:
+    def incomplete(bound: process_state._Bound, now: process_state._Flags | None = None) -> None:
         if left_out == "random generators":
             bound.rng = RngState.capture()
         elif left_out == "mixed precision":
             bound.partial, bound.accelerator = partial, accelerator
         elif left_out == "gradient accumulation":
             bound.gradient = gradient
-        bind(bound, *args)
+        bind(bound, now)
 
     surroundings = process_state._Bound.capture()
     became: str | None = None

@@ -288,6 +288,20 @@ class TestGuard:
         later = shared.clone(private=False)
         assert torch.equal(logits(later), before)
 
+    @pytest.mark.parametrize(
+        "write", (_in_place, _data, _storage, _trained, _merged_and_unmerged),
+        ids=lambda write: write.__name__[1:],
+    )  # fmt: skip
+    def test_a_glance_finds_writes_to_whole_tensors(
+        self, write: Callable[[nn.Module], None]
+    ) -> None:
+        shared = base()
+        shared.glance()
+        write(shared.clone(private=False))
+        with pytest.raises(SharedWeightsError, match="have been restored"):
+            shared.glance()
+        shared.glance()
+
     def test_new_embeddings_of_a_tree_are_its_own(self) -> None:
         shared = base()
         guilty, sharer = (shared.clone(private=False) for _ in range(2))
