@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Final
 
+from rapidfireai.core import schema
 from rapidfireai.core.clock import SystemClock
 from rapidfireai.core.commands import (
     Command,
@@ -27,7 +28,7 @@ from rapidfireai.core.commands import (
 from rapidfireai.core.events import Json, RunPurged
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run, RunStatus, apply
-from rapidfireai.core.schema import Schema, changes, value_of
+from rapidfireai.core.schema import Schema, changes
 from rapidfireai.errors import ConfigError, ExperimentBusyError, StoreError
 from rapidfireai.paths import ExperimentFolder
 from rapidfireai.store import SqliteStore, Store
@@ -99,10 +100,7 @@ def differences(folder: ExperimentFolder, command: Command) -> dict[str, list[Js
     with closing(open_store(folder)) as store:
         (config,) = (run.config for run in store.runs() if run.id == command.run_id)
         schemas = store.schemas()
-    return {
-        full: [value_of(config, full, schemas), new]
-        for full, new in changes(config, command.modify, schemas).items()
-    }
+    return schema.differences(config, command.modify, schemas)
 
 
 def expired(runs: Iterable[Run], now_s: float) -> list[RunId]:

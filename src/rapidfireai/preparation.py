@@ -11,7 +11,7 @@ from rapidfireai.core.commands import Command
 from rapidfireai.core.events import Json
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run
-from rapidfireai.core.schema import Schema, changed, changes, value_of
+from rapidfireai.core.schema import Schema, changed, differences
 from rapidfireai.errors import ConfigError
 from rapidfireai.paths import ExperimentFolder
 
@@ -119,10 +119,8 @@ class ScriptPreparer:
     def clone(self, parent: Run, command: Command, run_id: RunId) -> Run:
         """Make a new run out of an old one. See `Preparer.clone`."""
         spec = self._book.get(parent)
-        knobs = changes(parent.config, command.modify, self._schemas)
-        diff = {
-            full: [value_of(parent.config, full, self._schemas), new] for full, new in knobs.items()
-        }
+        modified_knobs = differences(parent.config, command.modify, self._schemas)
+        knobs = {full: new for full, (_, new) in modified_knobs.items()}
         # An attempt that was cut short may have left something there.
         shutil.rmtree(self._book.folder(run_id), ignore_errors=True)
         try:
@@ -139,7 +137,7 @@ class ScriptPreparer:
             config=changed(parent.config, knobs),
             path=str(clone.final),
             parent_id=parent.id,
-            modified=diff,
+            modified=modified_knobs,
             # It enters the round at which its parent stands.
             chunks_done=0 if fork is None else parent.chunks_done,
             fork=None if fork is None else {**fork.to_json(), "parent_step": parent.step},

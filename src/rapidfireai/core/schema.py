@@ -78,6 +78,19 @@ def knobs_of(
     return dict(_candidates(config, schemas))
 
 
+def differences(
+    config: Mapping[str, Json], modify: Mapping[str, Json], schemas: Mapping[str, Schema]
+) -> dict[str, list[Json]]:
+    """The knobs to change, under their full names, each as [the parent's value, the new one].
+
+    Takes and raises what `changes` does.
+    """
+    return {
+        full: [value_of(config, full, schemas), new]
+        for full, new in changes(config, modify, schemas).items()
+    }
+
+
 def changed(config: Mapping[str, Json], knobs: Mapping[str, Json]) -> dict[str, Json]:
     """A stored configuration with other values.
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from rapidfireai.core import schema
 from rapidfireai.core.commands import Command, Verb
 from rapidfireai.core.events import Json
 from rapidfireai.core.fork import Schedule
 from rapidfireai.core.run import Run
-from rapidfireai.core.schema import PEFT, TRAINING, Schema, changes, knobs_of, value_of
+from rapidfireai.core.schema import PEFT, TRAINING, Schema, knobs_of, value_of
 
 _BATCH: Final = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -89,9 +90,7 @@ def flat(config: Mapping[str, Json]) -> dict[str, Json]:
     return found
 
 
-def differences(
-    command: Command, run: Run, schemas: Mapping[str, Schema]
-) -> dict[str, tuple[Json, Json]]:
+def differences(command: Command, run: Run, schemas: Mapping[str, Schema]) -> dict[str, list[Json]]:
     """For a clone's command the knobs that it changes: the parent's value and the new one.
 
     Raises:
@@ -99,10 +98,7 @@ def differences(
     """
     if command.verb is not Verb.CLONE:
         return {}
-    return {
-        full: (value_of(run.config, full, schemas), new)
-        for full, new in changes(run.config, command.modify, schemas).items()
-    }
+    return schema.differences(run.config, command.modify, schemas)
 
 
 def forecast(command: Command, run: Run, schemas: Mapping[str, Schema]) -> Forecast | None:
