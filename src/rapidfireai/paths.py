@@ -133,7 +133,7 @@ class ExperimentFolder:
             ) from error
         _locks.add(lock)
         try:
-            if not _lock(lock, wait_s):
+            if not take_lock(lock, wait_s):
                 raise ExperimentBusyError(
                     f"the experiment {self.name!r} is being trained by process "
                     f"{os.read(lock, 20).decode().strip()}; wait for it, end it, or use another "
@@ -220,8 +220,8 @@ class ExperimentFolder:
         return self.run(run_id) / "final"
 
 
-def _lock(descriptor: int, wait_s: float) -> bool:
-    """Take the lock; returns whether nobody else held it."""
+def take_lock(descriptor: int, wait_s: float) -> bool:
+    """Take an open file's lock; returns whether nobody else held it for so many seconds."""
     deadline_s = time.monotonic() + wait_s
     while True:
         try:

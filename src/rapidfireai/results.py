@@ -86,21 +86,7 @@ def commands_frame(commands: Sequence[CommandRecord]) -> "pd.DataFrame":
     columns = ["command_id", "given", "verb", "run_id", "by", "reason", "modify", "warm_start"]
     last = ["status", "outcome", "latency_s", "step", "new_run_id"]
     records = [
-        {
-            "command_id": record.id,
-            "given": pd.Timestamp(record.given_s, unit="s", tz="UTC"),
-            "verb": record.command.verb.value,
-            "run_id": record.command.run_id,
-            "by": record.command.by,
-            "reason": record.command.reason,
-            "modify": dict(record.command.modify),
-            "warm_start": record.command.warm_start,
-            "status": record.status.value,
-            "outcome": record.outcome,
-            "latency_s": record.latency_s,
-            "step": record.step,
-            "new_run_id": record.new_run_id,
-        }
+        {**record.to_json(), "given": pd.Timestamp(record.given_s, unit="s", tz="UTC")}
         for record in commands
     ]
     return pd.DataFrame(records, columns=columns + last)

@@ -289,14 +289,13 @@ def _run_lines(run: "Run", row: _Row) -> Iterator[str]:
 
 
 def _commands(options: argparse.Namespace) -> int:
-    from rapidfireai.commandline.verbs import settled_values
     from rapidfireai.control import open_store
 
     folder = chosen(options)
     with closing(open_store(folder)) as store:
         commands = store.commands()
     if options.json:
-        print_json([settled_values(record) for record in commands])
+        print_json([record.to_json() for record in commands])
         return 0
     if not commands:
         print_line(f"{folder.name}: nothing has been asked of its runs")

@@ -104,26 +104,6 @@ def _add_clone(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def settled_values(record: CommandRecord) -> dict[str, Any]:
-    """A command and what became of it, as JSON."""
-    command = record.command
-    return {
-        "command_id": record.id,
-        "verb": command.verb.value,
-        "run_id": command.run_id,
-        "by": command.by,
-        "reason": command.reason,
-        "modify": dict(command.modify),
-        "warm_start": command.warm_start,
-        "given_s": record.given_s,
-        "status": record.status.value,
-        "outcome": record.outcome,
-        "latency_s": record.latency_s,
-        "step": record.step,
-        "new_run_id": record.new_run_id,
-    }
-
-
 def _control(options: argparse.Namespace) -> int:
     from rapidfireai.control import WAIT_S, give
 
@@ -140,7 +120,7 @@ def _control(options: argparse.Namespace) -> int:
     wait_s = WAIT_S if options.wait is None else options.wait
     settled = give(folder, commands, wait_s=wait_s)
     if options.json:
-        print_json([settled_values(record) for record in settled])
+        print_json([record.to_json() for record in settled])
     else:
         for record in settled:
             print_line(_told(record))

@@ -118,6 +118,28 @@ class CommandRecord:
         """Seconds from being given to being settled."""
         return None if self.settled_s is None else self.settled_s - self.given_s
 
+    def to_json(self) -> dict[str, Json]:
+        """All of it in one level of JSON, as every list of commands shows it."""
+        command = self.command
+        return {
+            "command_id": self.id,
+            "verb": command.verb.value,
+            "run_id": command.run_id,
+            "by": command.by,
+            "reason": command.reason,
+            "modify": dict(command.modify),
+            "warm_start": command.warm_start,
+            "optimizer": command.optimizer.value,
+            "schedule": command.schedule.value,
+            "given_s": self.given_s,
+            "status": self.status.value,
+            "settled_s": self.settled_s,
+            "latency_s": self.latency_s,
+            "outcome": self.outcome,
+            "step": self.step,
+            "new_run_id": self.new_run_id,
+        }
+
 
 class Preparer(Protocol):
     """Makes runs ready to be trained; knows what a configuration means."""

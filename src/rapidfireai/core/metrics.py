@@ -16,4 +16,5 @@ def shown_name(source: MetricSource, name: str) -> str:
 
 def is_maximised(name: str) -> bool:
     """Whether more of a metric is better, as far as its name tells."""
-    return any(word in name for word in _MAXIMISED)
+    # An evaluation set's name may be one of the words, as in "eval_reward_loss".
+    return not name.endswith("loss") and any(word in name for word in _MAXIMISED)

@@ -31,6 +31,7 @@ from rapidfireai.core.events import (
     StepFinished,
 )
 from rapidfireai.core.ids import RunId
+from rapidfireai.core.metrics import is_maximised
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.live.messages import Messages
 from rapidfireai.store import MetricRow
@@ -135,7 +136,7 @@ class Board:
     def standing(self) -> "Standing":
         """How the runs compare now."""
         metric = self._ranked_by()
-        sign = -1 if highest_first(metric) else 1
+        sign = -1 if is_maximised(metric) else 1
 
         def key(row: Row) -> tuple[bool, bool, float, RunId]:
             value = row.value(metric)
@@ -185,11 +186,6 @@ class Standing:
 def details_last(metrics: Iterable[str]) -> list[str]:
     """The names in their order, but those that few people look at behind the others."""
     return sorted(metrics, key=lambda name: _DETAIL.search(name) is not None)
-
-
-def highest_first(metric: str) -> bool:
-    """Whether more of it is better, of the metrics that a board ranks by."""
-    return metric.endswith("reward")
 
 
 def knobs(runs: Sequence[Run]) -> dict[str, dict[RunId, object]]:

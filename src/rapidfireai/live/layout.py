@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from rapidfireai.core.ids import RunId
+from rapidfireai.core.metrics import is_maximised
 from rapidfireai.core.run import RunStatus
-from rapidfireai.live.board import Board, Row, Standing, highest_first, knobs
+from rapidfireai.live.board import Board, Row, Standing, knobs
 from rapidfireai.live.messages import Message
 from rapidfireai.live.table import Column, Line, Span, crop, shorten, table
 
@@ -98,7 +99,7 @@ class Layout:
         standing = self._board.standing()
         if standing.best is None:
             return []
-        order = "highest" if highest_first(standing.metric) else "lowest"
+        order = "highest" if is_maximised(standing.metric) else "lowest"
         lines = [
             (Span(f"Ranking by {standing.metric}, {order} first", "bold"),),
             *table(self._ranking_columns(standing.rows[:_NUM_RANKED], standing), width),

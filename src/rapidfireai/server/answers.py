@@ -23,24 +23,11 @@ TOKENS: Final = Metric(MetricSource.LOG, "num_tokens")
 
 def command_message(record: CommandRecord) -> dict[str, Json]:
     """As `messages.CommandMessage`."""
-    command = record.command
     return {
-        "command_id": record.id,
-        "verb": command.verb.value,
-        "run_id": command.run_id,
-        "by": command.by,
-        "reason": shown_text(command.reason),
-        "modify": {name: shown(value, name) for name, value in command.modify.items()},
-        "warm_start": command.warm_start,
-        "optimizer": command.optimizer,
-        "schedule": command.schedule,
-        "given_s": record.given_s,
-        "status": record.status.value,
-        "settled_s": record.settled_s,
-        "latency_s": record.latency_s,
+        **record.to_json(),
+        "reason": shown_text(record.command.reason),
+        "modify": {name: shown(value, name) for name, value in record.command.modify.items()},
         "outcome": shown_text(record.outcome),
-        "step": record.step,
-        "new_run_id": record.new_run_id,
     }
 
 

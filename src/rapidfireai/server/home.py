@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Final
 from urllib.parse import quote
 
 from rapidfireai.errors import RapidFireError
+from rapidfireai.paths import take_lock
 
 _LOCK_WAIT_S: Final = 0.3
 """Those who only ask whether a server runs hold its lock for less than a millisecond."""
@@ -130,7 +130,7 @@ class ServerHome:
         self.prepare()
         lock = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            if not _lock(lock):
+            if not take_lock(lock, _LOCK_WAIT_S):
                 raise ServerError(self._told_of_other())
             yield
         finally:
@@ -206,16 +206,3 @@ def _private(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    deadline_s = time.monotonic() + _LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline_s:
-                return False
-            time.sleep(0.01)
-        else:
-            return True
