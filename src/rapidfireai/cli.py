@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rapidfireai._version import __version__
-from rapidfireai.commandline import files, listings, server, verbs
+from rapidfireai.commandline import files, listings, reports, server, verbs
 from rapidfireai.errors import RapidFireError
 
 
@@ -85,19 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="write JSON, for programs")
     doctor.set_defaults(verb=_doctor)
 
-    for group in (listings, verbs, files, server):
+    for group in (listings, verbs, files, server, reports):
         group.add(commands)
-    report = commands.add_parser(
-        "report",
-        help="rank an experiment's runs and tell what was pruned, when and why",
-        description="Ranks the runs of an experiment, also while it trains: with uncertainty, what "
-        "was pruned when and why, what that saved, and which knobs matter.",
-    )
-    report.add_argument("experiment", help="the experiment's name")
-    report.add_argument("--html", type=Path, help="write a page with pictures there")
-    report.add_argument("--objective", help='such as "minimize:eval_loss"; default: by what fits')
-    report.add_argument("--path", type=Path, help="folder of all experiments (default: as always)")
-    report.set_defaults(verb=_report)
     return parser
 
 
@@ -119,16 +108,6 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         doctor.show(report, Console())
     return 0 if report.ok else 1
-
-
-def _report(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from rapidfireai.experiment import Experiment
-
-    experiment = Experiment.find(options.experiment, options.path)
-    experiment.report(options.html, options.objective, console=Console())
-    return 0
 
 
 def _fail(message: str) -> int:

@@ -18,8 +18,9 @@ from rapidfireai.core.fork import OptimizerState, Schedule
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.errors import CommandRejectedError, ConfigError, UnknownArgumentError
 from rapidfireai.export import export as export_run
-from rapidfireai.fit import Fit, FitRequest
+from rapidfireai.fit import Fit
 from rapidfireai.paths import ExperimentFolder, experiments_root
+from rapidfireai.request import FitRequest
 from rapidfireai.results import best_run, commands_frame, results_frame, run_ids, runs_frame
 from rapidfireai.selection import select
 from rapidfireai.store import SqliteStore

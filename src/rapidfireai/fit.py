@@ -2,23 +2,22 @@
 
 import importlib.metadata
 import logging
-import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rapidfireai._version import __version__
 from rapidfireai.automl.schemas import schemas_of
 from rapidfireai.control import expired, remove_files
 from rapidfireai.core.clock import SystemClock
 from rapidfireai.core.continuation import Continuation, match_runs
-from rapidfireai.core.engine import Engine, Listener
+from rapidfireai.core.engine import Engine
 from rapidfireai.core.events import RunRecovered, RunStopped
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.policy import Policy
@@ -28,6 +27,7 @@ from rapidfireai.faults import reach
 from rapidfireai.live import progress_view
 from rapidfireai.paths import ExperimentFolder, home
 from rapidfireai.preparation import ScriptPreparer, SpecBook
+from rapidfireai.request import FitRequest
 from rapidfireai.server.home import running
 from rapidfireai.store import (
     ExperimentRecord,
@@ -62,91 +62,8 @@ _LOCK_WAIT_S = 1.0
 _SWEEP_S = 30.0
 """Seconds between two looks for deleted runs that cannot be restored any more."""
 
-FUSE_MODES = ("off", "on")
-"""Whether runs share passes through their base."""
-
 GANG_SIZE = 16
 """Runs that share a pass at the most. Each of them is held on the device while it trains."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FitRequest:
-    """What the user asks for; see `Experiment.run_fit`.
-
-    Raises:
-        ConfigError: A value cannot be used.
-    """
-
-    config_group: Any
-    create_model: Callable[[dict[str, Any]], tuple[Any, Any]] | None
-    create_trainer: Callable[[Mapping[str, Any], Any], Any] | None
-    model: str | os.PathLike[str] | None
-    train_dataset: Any
-    eval_dataset: Any
-    num_chunks: int
-    seed: int
-    memory_limit_gib: float | None
-    host_memory_limit_gib: float | None
-    checkpoint_every_s: float
-    policy: Any
-    trackers: Sequence[Listener]
-    fuse: str = "off"
-
-    def __post_init__(self) -> None:
-        if self.config_group is None:
-            raise ConfigError(
-                "there is nothing to train: give run_fit(config_group, ...) a search such as "
-                "RFGridSearch([...]), or a configuration"
-            )
-        if self.train_dataset is None:
-            raise ConfigError(
-                "train_dataset is missing: give run_fit(train_dataset=...) a datasets.Dataset"
-            )
-        _check_integer("num_chunks", self.num_chunks, least=1)
-        _check_integer("seed", self.seed, least=0)
-        for name in ("memory_limit_gib", "host_memory_limit_gib", "checkpoint_every_s"):
-            _check_size(name, getattr(self, name))
-        if self.fuse not in FUSE_MODES:
-            raise ConfigError(
-                f"fuse={self.fuse!r} cannot be used; it is one of "
-                f"{', '.join(map(repr, FUSE_MODES))}"
-            )
-        for name, takes in (
-            ("create_model", "the model configuration and returns (model, tokenizer)"),
-            ("create_trainer", "(config, context) and returns a transformers.Trainer"),
-        ):
-            if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise ConfigError(
-                    f"{name}={getattr(self, name)!r} has to be a function that takes {takes}"
-                )
-        self._check_values()
-        self._check_hooks()
-
-    def _check_values(self) -> None:
-        if self.checkpoint_every_s is None:
-            raise ConfigError("checkpoint_every_s=None cannot be used; it has to be a number >= 0")
-        if self.model is not None and not isinstance(self.model, str | os.PathLike):
-            raise ConfigError(f"model={self.model!r} cannot be used; it has to be a name or a path")
-        if isinstance(self.eval_dataset, Mapping) and not (
-            self.eval_dataset and all(isinstance(name, str) for name in self.eval_dataset)
-        ):
-            raise ConfigError(
-                f"eval_dataset={self.eval_dataset!r} cannot be used; a dictionary has to hold at "
-                "least one dataset, by name"
-            )
-
-    def _check_hooks(self) -> None:
-        from rapidfireai.policies import as_policies
-
-        as_policies(self.policy)
-        if not isinstance(self.trackers, list | tuple):
-            raise ConfigError(f"trackers={self.trackers!r} cannot be used; it has to be a list")
-        for item in self.trackers:
-            if not callable(getattr(item, "on_event", None)):
-                raise ConfigError(
-                    f"trackers holds {item!r}, which has no method on_event(); see "
-                    f"rapidfireai.core for what one needs"
-                )
 
 
 class Fit:
@@ -551,17 +468,6 @@ def _tell_of_server(folder: ExperimentFolder) -> None:
             "watch it at %s (`rapidfireai status` prints the link that lets a browser in)",
             server.experiment_url(folder.name),
         )
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name}={value!r} cannot be used; it has to be an integer >= {least}")
-
-
-def _check_size(name: str, value: object) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 <= value < math.inf):  # type: ignore[operator]
-        raise ConfigError(f"{name}={value!r} cannot be used; it has to be a number >= 0, or None")
 
 
 def _bytes(gib: float | None) -> int | None:
