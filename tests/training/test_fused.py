@@ -131,6 +131,7 @@ def train(
     configs: Sequence[Case | RFModelConfig],
     fuse: str = "on",
     num_eval_rows: int = 6,
+    base_dropout: float = 0.0,
     **options: Any,
 ) -> Experiment:
     experiment = Experiment("fused", experiment_path=folder)
@@ -141,7 +142,7 @@ def train(
     experiment.run_fit(
         [template(spec) if isinstance(spec, Case) else spec for spec in configs],
         lambda config: (
-            create_model("Reward" if config.get("model_type") == "seq_cls" else "", 0.0),
+            create_model("Reward" if config.get("model_type") == "seq_cls" else "", base_dropout),
             tiny_tokenizer(),
         ),
         **{"num_chunks": 3, "fuse": fuse, **data, **options},

@@ -1,7 +1,7 @@
 """From the arguments that a user set to the trainer's config object, for one run on one device."""
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -84,6 +84,21 @@ _OPTIMIZER_PACKAGES: Mapping[str, tuple[str, str]] = {
 transformers asks for them only when the training begins."""
 
 
+_COMPUTES_OTHERWISE = (
+    "torch_compile",
+    "use_liger_kernel",
+    "activation_offloading",
+    "neftune_noise_alpha",
+    "full_determinism",
+    "tf32",
+    "packing",
+    "padding_free",
+    "deepspeed",
+    "fsdp",
+)
+"""Options that change how a model computes, or the process around it, for one run only."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """The arguments in force for one run."""
@@ -97,6 +112,15 @@ class Resolved:
     private_base: str | None
     """Why the run needs base weights of its own; None if it shares them."""
     notes: tuple[str, ...]
+
+    def computes_otherwise(self) -> Iterator[str]:
+        """Options by which the run's model computes in another way than those of other runs, as
+        `name=value`."""
+        for option in _COMPUTES_OTHERWISE:
+            # `fsdp` and `deepspeed` are empty where they are not used, `tf32` None.
+            value = getattr(self.args, option, None)
+            if value not in (None, False, "", [], {}) or (option == "tf32" and value is not None):
+                yield f"{option}={value!r}"
 
     def to_json(self) -> dict[str, Json]:
         """All arguments in force, as JSON."""

@@ -21,6 +21,7 @@ from rapidfireai.training.context import TrainerContext, config_mapping
 from rapidfireai.training.fork import Fork
 from rapidfireai.training.formatting import AnyDataset
 from rapidfireai.training.manifest import checkpoints_folder
+from rapidfireai.training.reference import COMPARING, SharedReference
 from rapidfireai.training.registry import trainer_spec
 from rapidfireai.workers.shared_weights import Base
 
@@ -136,7 +137,10 @@ class RunParts:
             given["ref_model"] = self._reference(model, resolved)
         if resolved.peft_config is not None:
             given["peft_config"] = resolved.peft_config
-        return trainer_class(
+        shared = self._shared_reference(resolved)
+        if shared:
+            given["callbacks"] = [*(given.get("callbacks") or ()), *shared]
+        trainer = trainer_class(
             model=model,
             args=resolved.args,
             train_dataset=self.train_dataset,
@@ -144,6 +148,23 @@ class RunParts:
             processing_class=copy.deepcopy(self.base.tokenizer),
             **given,
         )
+        for callback in shared:
+            trainer.remove_callback(callback)  # what it had to do, it has done
+        return trainer
+
+    def _shared_reference(self, resolved: Resolved) -> list[SharedReference]:
+        """At most one, for a run whose reference is the bare base that it shares."""
+        config = self.spec.config
+        if (
+            config.trainer_type not in COMPARING
+            or resolved.peft_config is None
+            or resolved.private_base is not None
+            or isinstance(self.base.model, PeftModel)
+            or config.trainer_kwargs.get("ref_model") is not None
+            or any(resolved.computes_otherwise())
+        ):
+            return []
+        return [SharedReference(self.base, config.trainer_type, resolved.args)]
 
     def _reference(self, model: torch.nn.Module, resolved: Resolved) -> torch.nn.Module | None:
         """The reference model for `model`; None where TRL finds it in the model itself."""

@@ -18,28 +18,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rapidfireai.training.arguments import Resolved
 from rapidfireai.training.build import RunParts
+from rapidfireai.training.reference import has_hook
 from rapidfireai.workers.gang import Backward, Forward, Request
 from rapidfireai.workers.routed import Slice
 
 FUSABLE = ("SFT", "DPO", "KTO", "Reward", "ORPO", "CPO", "GRPO", "RLOO")
 """Trainers that call their model once with gradients for each `accelerator.backward`."""
-
-_OPTIONS = (
-    "torch_compile",
-    "use_liger_kernel",
-    "activation_offloading",
-    "neftune_noise_alpha",
-    "full_determinism",
-    "tf32",
-    "packing",
-    "padding_free",
-    "deepspeed",
-    "fsdp",
-)
-"""Options that change how a backbone computes, or the process around it, for one run only."""
-
-_EMBEDDING_HOOK = "make_inputs_require_grads"
-"""Set by trainers for activation checkpointing; without effect on any number."""
 
 
 def why_sliced(parts: RunParts, resolved: Resolved, trainer: Any) -> str | None:
@@ -67,11 +51,8 @@ def _reasons(parts: RunParts, resolved: Resolved, trainer: Any) -> Iterator[str]
         yield "create_model returned a model with adapters on it"
     if resolved.peft_config is None:
         yield "it trains all weights"
-    for option in _OPTIONS:
-        # `fsdp` and `deepspeed` are empty where they are not used, `tf32` None.
-        value = getattr(resolved.args, option, None)
-        if value not in (None, False, "", [], {}) or (option == "tf32" and value is not None):
-            yield f"{option}={value!r} changes how the model computes for this run alone"
+    for option in resolved.computes_otherwise():
+        yield f"{option} changes how the model computes for this run alone"
     yield from _reasons_in_model(parts.base.model, trainer)
 
 
@@ -111,9 +92,8 @@ def _reasons_in_layers(backbone: nn.Module) -> Iterator[str]:
     if "forward" in vars(backbone):
         yield "somebody has replaced its backbone's forward"
     for name, module in backbone.named_modules():
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):  # noqa: SLF001
-            if _EMBEDDING_HOOK not in getattr(hook, "__qualname__", ""):
-                yield f"{name or 'the backbone'} has a hook"
+        if has_hook(module):
+            yield f"{name or 'the backbone'} has a hook"
     yield from _reasons_in_adapters(backbone)
 
 

@@ -19,12 +19,17 @@ from transformers import set_seed
 
 from rapidfireai.core.equality import comparable
 from rapidfireai.errors import CreateModelError, RapidFireError, SharedWeightsError
+from rapidfireai.workers.kept_outputs import KeptOutputs
 from rapidfireai.workers.process_state import RngState
 
 logger = logging.getLogger(__name__)
 
 CreateModel = Callable[[dict[str, Any]], tuple[Any, Any]]
 """The user's function: model configuration -> (model, tokenizer)."""
+
+
+KEPT_BYTES = 2**29
+"""Of host memory, for outputs of a base: a few bytes a token, so enough for tens of millions."""
 
 
 class _Reads(dict[str, Any]):
@@ -118,6 +123,8 @@ class Base:
         self._sums = self._read()
         self._samples = [_sample(tensor) for tensor in self._storages.values()]
         self._sampled = self._read_samples().clone()
+        self.outputs = KeptOutputs(KEPT_BYTES)
+        """What the model without any adapter gave, for runs that ask the same."""
 
     def with_tokenizer(self, tokenizer: Any) -> "Base":
         """The same weights with another tokenizer."""
@@ -182,10 +189,15 @@ class Base:
         Raises:
             SharedWeightsError: As `verify` does.
         """
-        if self._find() != self._places or not torch.equal(self._read_samples(), self._sampled):
+        if not self.looks_intact():
             self.verify()
 
+    def looks_intact(self) -> bool:
+        """Whether a sample of the weights is what it was."""
+        return self._find() == self._places and torch.equal(self._read_samples(), self._sampled)
+
     def _restore(self) -> None:
+        self.outputs.clear()
         fresh = dict(_named_tensors(self._recreate()))
         for name, tensor in self._shared.items():
             storage = self._storages[name]
