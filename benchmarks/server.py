@@ -275,7 +275,7 @@ def _following(client: _Client, name: str) -> Iterator[None]:
                     for _ in answer.iter_lines():
                         if ended.is_set():
                             return
-            time.sleep(0.1)
+            ended.wait(0.1)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -283,6 +283,8 @@ def _following(client: _Client, name: str) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        # The stream has a line now and then also when nothing happens.
+        thread.join()
 
 
 def _command_latencies(client: _Client, num_steps: int, num_commands: int) -> tuple[str, str]:

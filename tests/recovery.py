@@ -142,6 +142,12 @@ SEARCHES: Mapping[str, Callable[[], RFOptuna]] = {
         budget=4,
         seed=5,
     ),
+    "one by one": lambda: RFOptuna(
+        lora(4, sft(max_steps=4, learning_rate=Range(1e-4, 1e-1, log=True))),
+        n_initial=1,
+        budget=2,
+        seed=5,
+    ),
 }
 """What decides about runs, of scripts in which something does."""
 

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 
 from rapidfireai import Experiment
 from rapidfireai.cli import main
+from rapidfireai.core.run import RunStatus
 from rapidfireai.errors import ObjectiveError
 from rapidfireai.policies import MedianPolicy
+from rapidfireai.store import SqliteStore
 from rapidfireai.testing.tiny import text_rows
 from tests import recovery
 from tests.children import Children
@@ -49,6 +52,26 @@ def test_kill_9(decides: str, kills: tuple[int, int], tmp_path: Path, children: 
         assert recovery.decisions(whole / "exam"), "something was decided"
     else:
         assert len(recovery.left_behind(whole / "exam")["runs"]) == 4
+
+
+def test_kill_9_between_a_run_and_the_next_one_of_a_search(
+    tmp_path: Path, children: Children
+) -> None:
+    script = Script("SFT", folder="", decides="one by one", checkpoint_every=2)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    assert run(script, whole, children) == 0, (whole / "printed.txt").read_text()
+    events = [line["event"] for line in recovery.life_log(whole) if "event" in line]
+    fault = Fault(event=True, number=1 + events.index("RunCompleted"))
+    assert run(replace(script, fault=fault), killed, children) == -signal.SIGKILL
+    with closing(SqliteStore(killed / "exam" / "experiment.db")) as store:
+        assert [run.status for run in store.runs()] == [RunStatus.COMPLETED]
+    assert run(script, killed, children) == 0, (killed / "printed.txt").read_text()
+    assert recovery.left_behind(killed / "exam") == recovery.left_behind(whole / "exam")
+    assert len(recovery.left_behind(whole / "exam")["runs"]) == 2
+    # It has ended now: what the same script begins is another experiment.
+    assert Experiment("exam", experiment_path=whole).path != whole / "exam"
 
 
 def test_an_objective_that_nobody_reports_ends_the_training_and_loses_nothing(

@@ -499,7 +499,14 @@ def _shown(store: SqliteStore) -> list[Run]:
 
 def _is_unfinished(folder: ExperimentFolder) -> bool:
     with closing(SqliteStore(folder.store)) as store:
-        return any(run.unfinished for run in store.runs()) or leads_on(store)
+        if any(run.unfinished for run in store.runs()) or leads_on(store):
+            return True
+    if not folder.study.exists():
+        return False
+    from rapidfireai.automl.optuna_search import is_open
+
+    # Its process may have been killed after a run's end, before the next one was proposed.
+    return is_open(folder.study)
 
 
 _INCUMBENT_NAMES = {"param_config": "config_group", "create_model_fn": "create_model"}

@@ -213,6 +213,8 @@ class Fit:
             logger.warning("left at once; the same script again goes on from the last checkpoints")
         if ending.is_asked_for:
             raise ending.error()
+        if self._study is not None:
+            self._study.end()
 
     def _is_done(self, engine: Engine) -> bool:
         """Whether nothing is left to train, also after what was asked for in the last step."""

@@ -119,6 +119,22 @@ class TestStudy:
         assert study.next(runs) is None and len(study.trials) == 4, "once"
         assert len(study.configs()) == 3, "a clone is none of the search's runs"
 
+    def test_a_pruned_run_that_went_on_is_told_once_more(self) -> None:
+        study = search().begin(None, 0)
+        study.bind([RunId(1), RunId(2), RunId(3)])
+        others = [run(number, RunStatus.WAITING, 1) for number in (2, 3)]
+        runs = [run(1, RunStatus.PRUNED, 1), *others]
+        show(study, runs, {number: {"eval_loss": 3.0} for number in (1, 2, 3)})
+        assert study.next(runs) is not None
+        study.begun(RunId(4))
+        runs = [run(1, RunStatus.COMPLETED, 2), *others, run(4, RunStatus.QUEUED, 0)]
+        show(study, runs[:1], {1: {"eval_loss": 0.5}})
+        assert study.next(runs) is None and study.next(runs) is None
+        first, *_, last = study.trials
+        assert (first.state.name, last.state.name) == ("PRUNED", "COMPLETE")
+        assert last.value == 0.5 and last.params == first.params
+        assert len(study.trials) == 5 and len(study.configs()) == 4
+
     def test_several_objectives_make_a_front(self) -> None:
         study = search(objective=["minimize:eval_loss", "maximize:eval_accuracy"]).begin(None, 0)
         study.bind([RunId(1), RunId(2), RunId(3)])

@@ -146,7 +146,7 @@ class OptunaStudy:
         """The trial of each run."""
         self._values: dict[RunId, dict[str, float]] = {}
         self._told_of: set[RunId] = set()
-        """Clones whose results Optuna knows."""
+        """Runs whose results Optuna knows as trials that it did not propose."""
         self._pruner = (
             None
             if search.pruner is None
@@ -205,6 +205,10 @@ class OptunaStudy:
         logger.warning("trial %d of the search cannot be trained: %s", number, why)
         self._study.tell(number, state=optuna.trial.TrialState.FAIL)
 
+    def end(self) -> None:
+        """Say that no further run will be proposed; `is_open` knows."""
+        self._study.set_user_attr(_ENDED, True)
+
     def on_chunk(
         self, run: Run, metrics: Mapping[str, float], runs: Sequence[Run]
     ) -> Sequence[Command]:
@@ -234,7 +238,7 @@ class OptunaStudy:
 
     def _trials(self) -> "list[optuna.trial.FrozenTrial]":
         """Those that were proposed, in order."""
-        return [t for t in self._study.get_trials(deepcopy=False) if _CLONE not in t.user_attrs]
+        return [t for t in self._study.get_trials(deepcopy=False) if _RUN not in t.user_attrs]
 
     def _ask(self) -> Any:
         import optuna
@@ -273,26 +277,32 @@ class OptunaStudy:
         if run.status is RunStatus.COMPLETED:
             ended = state.FAIL if values is None else state.COMPLETE
         number = self._numbers.get(run.id)
-        if number is None:
-            if ended is state.COMPLETE and run.id not in self._told_of:
-                self._told_of.add(run.id)
-                self._tell_of_clone(run, values)
-            return
-        if not self._study.get_trials(deepcopy=False)[number].state.is_finished():
+        proposed = None if number is None else self._study.get_trials(deepcopy=False)[number]
+        if proposed is not None and not proposed.state.is_finished():
             self._study.tell(number, values if ended is state.COMPLETE else None, state=ended)
+        elif (
+            ended is state.COMPLETE
+            and run.id not in self._told_of
+            and (proposed is None or proposed.state is not state.COMPLETE)
+        ):
+            # A clone; or a run that went on after its trial had been told of as pruned or failed,
+            # which in Optuna is for good.
+            self._told_of.add(run.id)
+            self._tell_beside(run, values)
 
     def _final(self, run: Run) -> list[float] | None:
         measured = self._values.get(run.id, {})
         values = [measured.get(o.metric, math.nan) for o in self._search.objectives]
         return None if any(map(math.isnan, values)) else values
 
-    def _tell_of_clone(self, run: Run, values: list[float] | None) -> None:
-        """Let the sampler learn from a run that a person made, if it is one of the space."""
+    def _tell_beside(self, run: Run, values: list[float] | None) -> None:
+        """Let the sampler learn from a run as a further trial, if it is one of the space."""
         import optuna
 
-        if any(t.user_attrs.get(_CLONE) == run.id for t in self._study.get_trials(deepcopy=False)):
+        if any(t.user_attrs.get(_RUN) == run.id for t in self._study.get_trials(deepcopy=False)):
             return
-        parent = self._numbers.get(run.parent_id) if run.parent_id is not None else None
+        own = self._numbers.get(run.id)
+        parent = self._numbers.get(run.parent_id) if run.parent_id is not None else own
         if parent is None:
             return
         trial = self._study.get_trials(deepcopy=False)[parent]
@@ -316,12 +326,26 @@ class OptunaStudy:
                 params=params,
                 distributions=trial.distributions,
                 values=values,
-                user_attrs={_CLONE: run.id},
+                user_attrs={_RUN: run.id},
             )
         )
 
 
-_CLONE = "clone"
+_RUN = "run"
+"""Names the run of a trial that was not proposed."""
+
+_ENDED = "ended"
+
+
+def is_open(place: Path) -> bool:
+    """Whether the search that is kept there may propose further runs.
+
+    Changes nothing: another process may be the file's writer.
+    """
+    optuna = require_optuna()
+    storage = _journal(place)
+    studies = storage.get_all_studies()
+    return bool(studies) and _ENDED not in optuna.Study("search", storage).user_attrs
 
 
 def _labels(knob: List) -> list[Any]:
@@ -353,7 +377,7 @@ def _fits(distribution: Any, value: Any) -> bool:
 
 
 def _storage(place: Path | None) -> "optuna.storages.BaseStorage":
-    import optuna.storages.journal
+    import optuna
 
     if place is None:
         return optuna.storages.InMemoryStorage()
@@ -364,5 +388,11 @@ def _storage(place: Path | None) -> "optuna.storages.BaseStorage":
         place.write_bytes(whole + b"\n" if whole else b"")
         for lock in place.parent.glob(f"{place.name}.lock*"):
             lock.unlink()
+    return _journal(place)
+
+
+def _journal(place: Path) -> "optuna.storages.JournalStorage":
+    import optuna.storages.journal
+
     backend = optuna.storages.journal.JournalFileBackend(str(place))
     return optuna.storages.JournalStorage(backend)

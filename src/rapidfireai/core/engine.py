@@ -199,12 +199,11 @@ class Engine:
 
     def heed_commands(self) -> None:
         """Settle the commands that have been given meanwhile."""
-        given = self._record.pending()
-        for one in given:
+        for one in self._record.pending():
             self._carry_out(one)
-        if given:
-            # Whoever has stopped the last run of all has not ended the search.
-            self._replenish()
+        # Whoever stopped the last run of all, or killed the process after it, has not ended the
+        # search.
+        self._replenish()
 
     def purge(self, run_id: RunId) -> None:
         """Note that the files of a deleted run are gone."""
