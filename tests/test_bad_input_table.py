@@ -277,21 +277,25 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
 TRAINING_ARGS: Mapping[str, Sequence[Row]] = {
     "seed": [(-1, "seed=-1 cannot be used; it has to be an integer from 0 to 2**32 - 1")],
     "max_steps": [(0, "max_steps=0 cannot be used; give at least 1, or -1 to let num_train_ep")],
-    "per_device_train_batch_size": [(0, "per_device_train_batch_size=0 cannot be used; give at")],
-    "gradient_accumulation_steps": [(0, "gradient_accumulation_steps=0 cannot be used; give at")],
+    "per_device_train_batch_size": [
+        (0, "per_device_train_batch_size=0 (int) is not possible", ">= 1")
+    ],
+    "gradient_accumulation_steps": [
+        (0, "gradient_accumulation_steps=0 (int) is not possible", ">= 1")
+    ],
     "optim": [
         ("adamw_8bit", "optim='adamw_8bit' needs bitsandbytes, which is not installed: pip inst"),
         ("adam", "optim='adam' (str) is not possible; allowed: adamw_torch, "),
     ],
     "eval_strategy": [("steps", "eval_strategy='steps' needs an eval_dataset, and there is none")],
-    "lora_rank": [(0, "LoRA with r=0 cannot be trained; give at least 1")],
+    "lora_rank": [(0, "lora_rank=0 (int) is not possible; allowed: int; numbers >= 1")],
     "report_to": [("wandb", "report_to='wandb' cannot be used here", 'use "none"')],
 }
 """Of RFSFTConfig: values that the type allows, and that would fail only in training."""
 
 LORA_ARGS: Mapping[str, Sequence[Row]] = {
-    "r": [(-4, "LoRA with r=-4 cannot be trained; give at least 1")],
-    "lora_dropout": [(1.5, "LoRA with lora_dropout=1.5 cannot be trained; give a probability")],
+    "r": [(-4, "r=-4 (int) is not possible; allowed: int; numbers >= 1")],
+    "lora_dropout": [(1.5, "lora_dropout=1.5 (float) is not possible", ">= 0 and < 1")],
     "target_modules": [
         (["query"], "target_modules=['query'] fits no layer of LlamaForCausalLM; its layers with"
          " weight matrices are named embed_tokens, q_proj, k_proj"),

@@ -128,15 +128,24 @@ def test_unknown_arguments(arguments: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"learning_rate": "1e-4"}, "allowed: float; write the number without quotes: 1e-4"),
+        (
+            {"learning_rate": "1e-4"},
+            "allowed: float; numbers >= 0; write the number without quotes: 1e-4",
+        ),
         ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin' .* allowed: linear, cosine"),
         ({"optim": "adam8"}, "optim='adam8' .* allowed: .*adamw_8bit"),
         ({"eval_strategy": List(["steps", "chunk"])}, "eval_strategy='chunk' .*no, steps, epoch"),
         ({"save_strategy": List(["chunk", "no"])}, "save_strategy='chunk' .* allowed: no, steps"),
-        ({"max_length": 10.0}, "allowed: int or None; write 10"),
+        ({"max_length": 10.0}, "allowed: int or None; numbers >= 1; write 10"),
         ({"packing": "True"}, "allowed: bool; write True without quotes"),
+        ({"learning_rate": -1e-4}, r"learning_rate=-0.0001 .* numbers >= 0"),
+        ({"learning_rate": Range(-1.0, 1.0)}, r"learning_rate=-1.0 .* numbers >= 0"),
+        ({"adam_beta1": List([0.9, 1.0])}, "adam_beta1=1.0 .* numbers >= 0 and < 1"),
         ({"weight_decay": Range(0, 1)}, "would draw whole numbers"),
-        ({"lora_rank": "8"}, "lora_rank='8' .* allowed: int; write the number without quotes"),
+        (
+            {"lora_rank": "8"},
+            "lora_rank='8' .* allowed: int; numbers >= 1; write the number without quotes",
+        ),
     ],
 )
 def test_wrong_types(arguments: dict[str, Any], message: str) -> None:

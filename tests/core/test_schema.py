@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 
-from rapidfireai.core.schema import changed, changes, value_of
+from rapidfireai.core.schema import bounds_in_words, changed, changes, knobs_of, value_of
 from rapidfireai.errors import ConfigError, UnknownArgumentError
 from tests.commandline.laboratory import SCHEMAS, config
 
-CONFIG = config(1e-3, 8)
+CONFIG = {
+    **config(1e-3, 8),
+    "trainer_kwargs": {"reward_funcs": ["mine.reward"], "num_items_in_batch": False},
+}
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,7 @@ def test_names(name: str, full: str) -> None:
     value = "other" if full == "model.model_name" else 4
     assert changes(CONFIG, {name: value}, SCHEMAS) == {full: value}
     assert value_of(changed(CONFIG, {full: value}), full, SCHEMAS) == value
-    assert config(1e-3, 8) == CONFIG
+    assert CONFIG["peft"]["r"] == 8 and CONFIG["training_args"]["learning_rate"] == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,7 @@ def test_other_things_than_a_dictionary(modify: Any) -> None:
         ("model_name", {"a": [1, None, True]}, True),
         ("model_name", print, False),
         ("model_name", {1: 2}, False),
+        ("num_items_in_batch", True, True),
     ],
 )
 def test_values(name: str, value: Any, is_possible: bool) -> None:
@@ -98,6 +102,35 @@ def test_values(name: str, value: Any, is_possible: bool) -> None:
     else:
         with pytest.raises(ConfigError, match=name):
             changes(CONFIG, {name: value}, SCHEMAS)
+
+
+@pytest.mark.parametrize("name", ["reward_funcs", "trainer_kwargs.reward_funcs"])
+def test_functions_are_inherited(name: str) -> None:
+    assert "trainer_kwargs.reward_funcs" not in knobs_of(CONFIG, SCHEMAS)
+    with pytest.raises(ConfigError, match=f"{name} cannot be modified: .* are inherited"):
+        changes(CONFIG, {name: "other"}, SCHEMAS)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "possible", "impossible", "words"),
+    [
+        ({"minimum": 0}, [0, 2, 0.5], [-1, -0.1, float("nan")], ">= 0"),
+        ({"exclusiveMinimum": 0, "maximum": 1}, [0.1, 1], [0, 1.1], "> 0 and <= 1"),
+        ({"minimum": 0, "exclusiveMaximum": 1}, [0, 0.9], [1, -1], ">= 0 and < 1"),
+        ({}, [-1, 0.0, 1e9], [], ""),
+    ],
+)
+def test_bounds(
+    bounds: dict[str, float], possible: list[float], impossible: list[float], words: str
+) -> None:
+    known = {"type": ["number", "null"], "default": 1, "allowed": "float or None", **bounds}
+    schemas = {"SFT": {"epsilon": known}}
+    for value in (*possible, None):
+        assert changes(CONFIG, {"epsilon": value}, schemas) == {"training_args.epsilon": value}
+    for value in impossible:
+        with pytest.raises(ConfigError, match=r"epsilon=.* is not possible"):
+            changes(CONFIG, {"epsilon": value}, schemas)
+    assert bounds_in_words(known) == words
 
 
 def test_a_configuration_of_the_users_own_has_the_knobs_that_it_has() -> None:

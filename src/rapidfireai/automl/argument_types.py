@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from rapidfireai.automl.knobs import List, Range, covering, knobs_in
+from rapidfireai.core.schema import bounds_in_words, is_within
 from rapidfireai.errors import ConfigError
 
 _WIDER: Mapping[tuple[str, str], Any] = {
@@ -24,6 +25,39 @@ _WIDER: Mapping[tuple[str, str], Any] = {
     ("LoraConfig", "init_lora_weights"): bool | str,  # also pissa_niter_16 and the like
 }
 """Where the class takes more than its annotation says (TRL 1.16, PEFT 0.21)."""
+
+_AT_LEAST_0: Mapping[str, float] = {"minimum": 0}
+_AT_LEAST_1: Mapping[str, float] = {"minimum": 1}
+_POSITIVE: Mapping[str, float] = {"exclusiveMinimum": 0}
+_BELOW_1: Mapping[str, float] = {"minimum": 0, "exclusiveMaximum": 1}
+_SHARE: Mapping[str, float] = {"minimum": 0, "maximum": 1}
+
+_BOUNDS: Mapping[str, Mapping[str, float]] = {
+    "learning_rate": _AT_LEAST_0,
+    "weight_decay": _AT_LEAST_0,
+    "adam_beta1": _BELOW_1,
+    "adam_beta2": _BELOW_1,
+    "adam_epsilon": _AT_LEAST_0,
+    "max_grad_norm": _AT_LEAST_0,
+    "warmup_steps": _AT_LEAST_0,
+    "warmup_ratio": _SHARE,
+    "label_smoothing_factor": _SHARE,
+    "num_train_epochs": _AT_LEAST_0,
+    "per_device_train_batch_size": _AT_LEAST_1,
+    "per_device_eval_batch_size": _AT_LEAST_1,
+    "gradient_accumulation_steps": _AT_LEAST_1,
+    "max_length": _AT_LEAST_1,
+    "max_completion_length": _AT_LEAST_1,
+    "num_generations": _AT_LEAST_1,
+    "beta": _AT_LEAST_0,
+    "temperature": _AT_LEAST_0,
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "repetition_penalty": _POSITIVE,
+    "LoraConfig.r": _AT_LEAST_1,
+    "LoraConfig.lora_dropout": _BELOW_1,
+}
+"""Of the numbers that an argument takes, of one class or whichever has it, as JSON Schema has them.
+Only what the libraries themselves refuse, or can make nothing of."""
 
 _MAX_SHOWN = 80
 
@@ -37,6 +71,15 @@ class Argument:
     default: Any = None
     says: str = ""
     """The allowed values in words; empty: the annotation's."""
+    bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Of numbers, under the keywords of JSON Schema."""
+
+    @property
+    def allowed(self) -> str:
+        """The possible values in words."""
+        words = bounds_in_words(self.bounds)
+        text = self.says or describe(self.annotation)
+        return f"{text}; numbers {words}" if words else text
 
     def renamed(self, name: str) -> "Argument":
         """Returns the same argument under another name."""
@@ -91,13 +134,13 @@ class Argument:
         raise self._error(
             value,
             owner,
-            f"allowed: {self.says or describe(self.annotation)}{_hint(value, members)}",
+            f"allowed: {self.allowed}{_hint(value, members)}",
         )
 
     def _fits(self, value: Any, members: list[Any]) -> bool:
         if isinstance(value, bool) and not any(_takes_bool(member) for member in members):
             return False  # Python counts bool as an int, TRL does not
-        return has_type(value, self.annotation)
+        return has_type(value, self.annotation) and is_within(value, self.bounds)
 
     def _error(self, value: Any, owner: str, allowed: str) -> ConfigError:
         given = f"{self.name}={shown(value)} ({type(value).__name__})"
@@ -121,8 +164,14 @@ def arguments_of(target: type[Any]) -> Mapping[str, Argument]:
             name=field.name,
             annotation=annotation,
             default=None if default is dataclasses.MISSING else default,
+            bounds=_bounds(target, field.name),
         )
     return arguments
+
+
+def _bounds(target: type[Any], name: str) -> Mapping[str, float]:
+    owned = (_BOUNDS.get(f"{base.__name__}.{name}") for base in target.__mro__)
+    return next((one for one in owned if one is not None), _BOUNDS.get(name, {}))
 
 
 def shown(value: Any) -> str:

@@ -279,7 +279,9 @@ class OptunaStudy:
         number = self._numbers.get(run.id)
         proposed = None if number is None else self._study.get_trials(deepcopy=False)[number]
         if proposed is not None and not proposed.state.is_finished():
-            self._study.tell(number, values if ended is state.COMPLETE else None, state=ended)
+            self._study.tell(
+                proposed.number, values if ended is state.COMPLETE else None, state=ended
+            )
         elif (
             ended is state.COMPLETE
             and run.id not in self._told_of

@@ -9,7 +9,6 @@ from rapidfireai.automl.argument_types import (
     Argument,
     alternatives,
     arguments_of,
-    describe,
     is_enum,
 )
 from rapidfireai.core.events import Json
@@ -89,7 +88,8 @@ def _described(argument: Argument) -> dict[str, Json]:
     described: dict[str, Json] = {
         "type": list(dict.fromkeys(kinds)),
         "default": as_json(argument.default),
-        "allowed": argument.says or describe(argument.annotation),
+        "allowed": argument.allowed,
+        **argument.bounds,
     }
     return {**described, "enum": choices} if choices else described
 

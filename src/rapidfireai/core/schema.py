@@ -2,12 +2,14 @@
 
 Each kind of configuration (the arguments of a trainer, of an adapter) leaves a schema in the
 store: argument -> `{"type": [...], "default": ..., "allowed": "float or None"}`. Types are those of
-JSON Schema; values under "enum" are possible besides those of the types. So whoever asks for a
+JSON Schema, and so are bounds of numbers, such as "minimum"; values under "enum" are possible
+besides those of the types. So whoever asks for a
 clone, in a terminal or a browser, can be told what is wrong without torch. What only the libraries
 know, such as which arguments exclude each other, shows when the clone is made.
 """
 
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from rapidfireai.core.events import Json
@@ -30,6 +32,16 @@ _SHORT_FORMS: Final = {
 
 _OTHER_SECTIONS: Final = ("model", "trainer_kwargs", "generation_config")
 """Parts of a configuration without a schema; the values that they have may be changed."""
+
+_OF_OBJECTS: Final = "trainer_kwargs"
+"""Where text stands for functions and objects, which a clone inherits."""
+
+_BOUNDS: Final[Mapping[str, tuple[str, Callable[[float, float], bool]]]] = {
+    "minimum": (">=", operator.ge),
+    "exclusiveMinimum": (">", operator.gt),
+    "maximum": ("<=", operator.le),
+    "exclusiveMaximum": ("<", operator.lt),
+}
 
 _SYNONYMS: Final = {"peft_config": PEFT}
 
@@ -124,6 +136,25 @@ def value_of(config: Mapping[str, Json], full: str, schemas: Mapping[str, Schema
     return schemas.get(str(kind), {}).get(name, {}).get("default")
 
 
+def bounds(known: Mapping[str, Any]) -> dict[str, float]:
+    """The bounds of numbers among what is known of an argument."""
+    return {keyword: known[keyword] for keyword in _BOUNDS if keyword in known}
+
+
+def is_within(value: Any, known: Mapping[str, Any]) -> bool:
+    """Whether a value keeps the bounds; what is no number has none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    return all(_BOUNDS[keyword][1](value, bound) for keyword, bound in bounds(known).items())
+
+
+def bounds_in_words(known: Mapping[str, Any]) -> str:
+    """The bounds for people, such as ">= 0 and < 1"; empty if there are none."""
+    return " and ".join(
+        f"{_BOUNDS[keyword][0]} {bound}" for keyword, bound in bounds(known).items()
+    )
+
+
 def _find(
     name: str, config: Mapping[str, Json], schemas: Mapping[str, Schema]
 ) -> tuple[str, Mapping[str, Json] | None]:
@@ -141,6 +172,10 @@ def _find(
         return full, candidates[full]
     if config.get(PEFT) is None and (last in _SHORT_FORMS or section == PEFT):
         raise ConfigError(f"{name} cannot be modified: the run trains no adapter")
+    if last in (config.get(_OF_OBJECTS) or {}):
+        raise ConfigError(
+            f"{name} cannot be modified: functions and objects are inherited from the parent"
+        )
     allowed = {full.rpartition(".")[2] for full in candidates}
     raise UnknownArgumentError(f"there is no knob {name!r}; {did_you_mean(last, allowed)}")
 
@@ -168,8 +203,9 @@ def _candidates(
         for name, known in schemas.get(peft["method"], {}).items():
             yield f"{PEFT}.{name}", known
     for section in _OTHER_SECTIONS:
-        for name in config.get(section) or {}:
-            yield f"{section}.{name}", None
+        for name, value in (config.get(section) or {}).items():
+            if section != _OF_OBJECTS or not isinstance(value, str | list | Mapping):
+                yield f"{section}.{name}", None
 
 
 def _check(name: str, value: Json, known: Mapping[str, Json] | None) -> None:
@@ -181,7 +217,9 @@ def _check(name: str, value: Json, known: Mapping[str, Json] | None) -> None:
             )
         return
     is_choice = not isinstance(value, bool) and value in known.get("enum", ())
-    if is_choice or any(_has_type(value, kind) for kind in known["type"]):
+    if is_choice or (
+        any(_has_type(value, kind) for kind in known["type"]) and is_within(value, known)
+    ):
         return
     raise ConfigError(f"{name}={value!r} is not possible; allowed: {known['allowed']}")
 

@@ -62,12 +62,6 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Options that cannot work beside other runs: what is refused of them, and why."""
 
-_AT_LEAST_ONE = (
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-)
-
 _OPTIMIZER_PACKAGES: Mapping[str, tuple[str, str]] = {
     "adamw_torch_[48]bit": ("torchao", "torchao"),
     "galore_*": ("galore_torch", "galore-torch"),
@@ -192,9 +186,6 @@ def _check_seed(seed: object) -> None:
 
 def _check_amounts(given: Mapping[str, Any]) -> None:
     """Refuse amounts that train nothing, or that fail only when the training begins."""
-    for name in _AT_LEAST_ONE:
-        if given.get(name, 1) < 1:
-            raise ConfigError(f"{name}={given[name]!r} cannot be used; give at least 1")
     max_steps = given.get("max_steps", -1)
     if max_steps < 1 and max_steps != -1:
         raise ConfigError(
@@ -260,14 +251,6 @@ def make_peft_config(spec: PeftSpec) -> Any:
         raise ConfigError(
             f"peft.{spec.method} refuses {as_json(spec.arguments)}: {_one_line(error)}"
         ) from error
-    if isinstance(config, peft.LoraConfig):
-        if config.r < 1:
-            raise ConfigError(f"LoRA with r={config.r!r} cannot be trained; give at least 1")
-        if not 0 <= config.lora_dropout < 1:
-            raise ConfigError(
-                f"LoRA with lora_dropout={config.lora_dropout!r} cannot be trained; give a "
-                "probability from 0 to below 1"
-            )
     return config
 
 
