@@ -24,7 +24,7 @@ from rapidfireai.request import FitRequest
 from rapidfireai.results import best_run, commands_frame, results_frame, run_ids, runs_frame
 from rapidfireai.selection import select
 from rapidfireai.store import SqliteStore
-from rapidfireai.surroundings import experiment_log
+from rapidfireai.surroundings import check_not_launched, experiment_log
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -203,6 +203,7 @@ class Experiment:
             RapidFireError: Something given cannot work. Nothing has been trained.
             KeyboardInterrupt: Ctrl-C, after all runs have been saved.
         """
+        check_not_launched()
         self._check_free()
         if not isinstance(background, bool):
             raise ConfigError(f"background={background!r} cannot be used; it is True or False")

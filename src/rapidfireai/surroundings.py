@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import signal
 import threading
 import warnings
@@ -9,8 +10,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rapidfireai.errors import ConfigError
 from rapidfireai.live import message_handler
 from rapidfireai.paths import ExperimentFolder
+
+_WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Variables in which launchers say how many processes they have started."""
+
+_LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_USE_CPU")
+"""Variables that torchrun and `accelerate launch` set, also for one process. The latter sets
+others besides, by which accelerate would change every run's precision and devices."""
+
+
+def check_not_launched() -> None:
+    """Refuse to be one of several processes, each of which would train everything.
+
+    Raises:
+        ConfigError: `accelerate launch`, torchrun or mpirun started this process.
+    """
+    several = [name for name in _WORLD_SIZES if os.environ.get(name, "1") not in ("", "1")]
+    found = several or [name for name in _LAUNCHED if name in os.environ]
+    if found:
+        raise ConfigError(
+            f"a launcher of distributed training has started this process ({found[0]}="
+            f"{os.environ[found[0]]!r}). Start it as it is, with `python` or `rapidfireai fit` and "
+            "without accelerate launch, torchrun or mpirun: one process trains all configurations"
+        )
 
 
 class EndAtOnce(BaseException):
