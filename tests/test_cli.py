@@ -34,6 +34,7 @@ def python(program: str) -> subprocess.CompletedProcess[str]:
         ["runs", "--help"],
         ["clone-run", "--help"],
         ["export", "--help"],
+        ["fit", "--help"],
         [],
     ],
 )

@@ -11,7 +11,7 @@ from enum import StrEnum, auto
 from typing import Any, Final, Literal
 
 from rapidfireai.automl.argument_types import Argument, arguments_of
-from rapidfireai.automl.renamed import OLD_NAMES
+from rapidfireai.automl.renamed import OLD_NAMES, Dropped, Renamed
 from rapidfireai.automl.trainer_kwargs import takes
 from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import UnknownArgumentError
@@ -118,7 +118,7 @@ class Keys:
         if key in self._places:
             part = self._places[key]
             return part, self._parts[part][key]
-        if key in OLD_NAMES:
+        if isinstance(OLD_NAMES.get(key), Renamed | Dropped):
             # The template translates it, or says what to use.
             return Part.ARGUMENTS, Argument(name=key, annotation=Any)
         raise UnknownArgumentError(f"there is no key {key!r}; {did_you_mean(key, self._places)}")

@@ -299,6 +299,8 @@ def _quantization(given: Mapping[str, Any], dtype: Any) -> Any:
         raise ConfigError(f"{', '.join(further)} has no effect without load_in_4bit: true")
     if four is not False and eight is not False:
         raise ConfigError("load_in_4bit and load_in_8bit: give one of them")
+    if four is False and eight is False:
+        return None
     if eight is not False:
         return mapped(eight, lambda on: {"load_in_8bit": True} if on else None)
     if isinstance(dtype, List):
