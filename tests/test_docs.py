@@ -17,9 +17,11 @@ import contextlib
 import gc
 import inspect
 import io
+import itertools
 import json
 import re
 import runpy
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ import datasets
 import pytest
 import torch
 
+from rapidfireai import cli
 from rapidfireai.automl import RFSFTConfig
 from rapidfireai.automl.renamed import OLD_NAMES, Refused, Renamed
 from rapidfireai.automl.trainer_configs import TrainerTemplate
@@ -181,6 +184,22 @@ def test_programs_run_and_print_what_is_shown(page: Path) -> None:
             exec(code, namespace)
         if shown is not None:
             assert _stripped(printed.getvalue()) == _stripped(shown), place
+
+
+@every_page
+def test_files_of_yaml_train(
+    page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that have a name; what a dry run shows is what stands below."""
+    found = blocks(page)
+    for file, below in itertools.pairwise(found):
+        if file.language != "yaml" or not file.remark:
+            continue
+        (workplace / file.remark).write_text(file.text)
+        command, *shown = below.text.splitlines()
+        assert cli.main(shlex.split(command.removeprefix("$ rapidfireai "))) == 0
+        assert capsys.readouterr().out.splitlines() == shown
+        assert cli.main(["fit", file.remark]) == 0
 
 
 def _stripped(text: str) -> list[str]:
