@@ -121,7 +121,10 @@ def test_quantized_and_not() -> None:
 
 
 def test_ranges_are_drawn_from() -> None:
-    keys = {"learning_rate": {"range": [1e-5, 1e-3], "log": True}, "max_steps": {"range": [2, 8]}}
+    keys: dict[str, Any] = {
+        "learning_rate": {"range": [1e-5, 1e-3], "log": True},
+        "max_steps": {"range": [2, 8]},
+    }
     found = recipe(num_runs=5, **keys)
     assert isinstance(found.search, RFRandomSearch)
     drawn = [one.training_args for one in found.configs()]
