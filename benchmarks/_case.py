@@ -28,13 +28,15 @@ LORA: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """N LoRA configurations of SFT that differ in the learning rate.
+    """N LoRA configurations that differ in the learning rate.
 
     Every configuration trains one epoch of `num_steps` steps, so that it has `num_chunks` chunks.
     """
 
     model: str
     """`TINY`, or the folder of a model."""
+    trainer: str = "SFT"
+    """Or "DPO"."""
     num_configs: int
     num_chunks: int
     num_steps: int
@@ -74,7 +76,7 @@ class Case:
         return model, AutoTokenizer.from_pretrained(self.model)
 
     def arguments(self, number: int) -> dict[str, Any]:
-        """Arguments of TRL's `SFTConfig` for configuration `number`, counted from 0."""
+        """Arguments of TRL's config class for configuration `number`, counted from 0."""
         arguments: dict[str, Any] = {
             "learning_rate": 1e-4 * (number + 1),
             "max_steps": self.num_steps,
@@ -98,9 +100,17 @@ class Case:
         """Datasets to train and to evaluate on; None for the latter if nothing is evaluated."""
         num_train = self.num_steps * self.batch_size
         texts = self._texts(num_train + self.num_eval_rows)
-        train = Dataset.from_dict({"text": texts[:num_train]})
-        evaluation = Dataset.from_dict({"text": texts[num_train:]}) if self.num_eval_rows else None
-        return train, evaluation
+        train = self._dataset(texts[:num_train])
+        return train, self._dataset(texts[num_train:]) if self.num_eval_rows else None
+
+    def _dataset(self, texts: list[str]) -> Dataset:
+        if self.trainer == "SFT":
+            return Dataset.from_dict({"text": texts})
+        # Whatever follows another text's first word is as good as any reply that is not wanted.
+        words = [text.partition(" ") for text in texts]
+        first, replies = [word for word, _, _ in words], [f" {reply}" for _, _, reply in words]
+        rejected = [*replies[1:], *replies[:1]]
+        return Dataset.from_dict({"prompt": first, "chosen": replies, "rejected": rejected})
 
     def _texts(self, num: int) -> list[str]:
         if self.data is not None:

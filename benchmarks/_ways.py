@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl
 from datasets import load_from_disk
 from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
 
 from benchmarks._case import LORA, SEED, Case
 from rapidfireai import Experiment, RFLoraConfig, RFModelConfig, RFSFTConfig
@@ -128,9 +128,10 @@ class PlainTrainers:
         on_cpu = self._case.device.type == "cpu"
         shared = {id(t): t for t in [*self._base.parameters(), *self._base.buffers()]}
         given = {"save_strategy": "no", **self._case.arguments(number), **arguments}
-        trainer = SFTTrainer(
+        kind = self._case.trainer
+        trainer = getattr(trl, f"{kind}Trainer")(
             model=copy.deepcopy(self._base, shared),
-            args=SFTConfig(
+            args=getattr(trl, f"{kind}Config")(
                 output_dir=str(self._folder / str(number)),
                 use_cpu=on_cpu,
                 dataloader_pin_memory=not on_cpu,

@@ -28,9 +28,11 @@ from benchmarks._case import LORA, SEED, TINY, Case
 from benchmarks._report import Report, Row, Spread
 from benchmarks._ways import PlainTrainers, now_s
 from benchmarks.time_slicing import quiet_libraries
-from rapidfireai import Experiment, RFLoraConfig, RFModelConfig, RFSFTConfig
+from rapidfireai import Experiment, RFDPOConfig, RFLoraConfig, RFModelConfig, RFSFTConfig
 from rapidfireai.core.events import ChunkFinished, Event, RunStarted
 from rapidfireai.core.run import Run, RunStatus
+
+CONFIGS: Mapping[str, Any] = {"SFT": RFSFTConfig, "DPO": RFDPOConfig}
 
 CPU_SHAPES = ((64, 2), (64, 8), (256, 8))
 """(hidden size, layers) of the models that are made up for CPUs."""
@@ -134,7 +136,9 @@ def train_fused(case: Case, folder: Path) -> Clock:
     return _train_engine(case, folder, "on")
 
 
-WAYS: Mapping[str, Callable[[Case, Path], Clock]] = {
+Ways = Mapping[str, Callable[[Case, Path], Clock]]
+
+WAYS: Ways = {
     "stock": train_stock,
     "by turns": train_by_turns,
     "fused": train_fused,
@@ -148,7 +152,7 @@ def _train_engine(case: Case, folder: Path, fuse: str) -> Clock:
     configs = [
         RFModelConfig(
             peft_config=RFLoraConfig(**LORA),
-            training_args=RFSFTConfig(**case.arguments(number)),
+            training_args=CONFIGS[case.trainer](**case.arguments(number)),
         )
         for number in range(case.num_configs)
     ]
@@ -179,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="fused-") as folder, quiet_libraries():
         # What is done once in a process, such as imports, is nobody's cost.
         small = _case(options, options.shapes[0], options.tokens[0], 2, num_steps=2)
-        _measure(small, Path(folder) / "warm-up", 1)
+        measure(WAYS, small, Path(folder) / "warm-up", 1)
         for shape in options.shapes:
             for tokens in options.tokens:
                 for number in options.configs:
@@ -187,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     name = f"{_name(options, shape)}, {tokens} tokens, N={number}"
                     place = Path(folder) / name.replace(" ", "_").replace("/", "_")
                     total = number * options.steps * tokens
-                    rows += _rows(name, _measure(case, place, options.repeats), total)
+                    rows += _rows(name, measure(WAYS, case, place, options.repeats), total)
     if not torch.cuda.is_available():
         rows += [Row(name=f"{name} on a GPU", value="unmeasured") for name in GPU_SHAPES]
     title = "Fused: N LoRA configurations in shared passes"
@@ -254,13 +258,14 @@ def _case(
     )
 
 
-def _measure(case: Case, folder: Path, num: int) -> dict[str, list[Clock]]:
+def measure(ways: Ways, case: Case, folder: Path, num: int) -> dict[str, list[Clock]]:
     """Each way's clocks, in the order in which they were measured."""
-    clocks: dict[str, list[Clock]] = {way: [] for way in WAYS}
-    names = list(WAYS)
+    clocks: dict[str, list[Clock]] = {way: [] for way in ways}
+    names = list(ways)
     for repeat in range(num):
-        for way in (*names[repeat % 3 :], *names[: repeat % 3]):
-            clocks[way].append(WAYS[way](case, folder / f"{way.replace(' ', '_')}-{repeat}"))
+        begin = repeat % len(names)
+        for way in (*names[begin:], *names[:begin]):
+            clocks[way].append(ways[way](case, folder / f"{way.replace(' ', '_')}-{repeat}"))
         last = ", ".join(f"{way} {clocks[way][-1].cpu_s:.1f} s" for way in names)
         print(f"processor time: {last}", file=sys.stderr, flush=True)
     return clocks

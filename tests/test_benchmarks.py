@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import commands, fused, policies, policies_sim, scheduler, time_slicing
+from benchmarks import commands, fused, policies, policies_sim, reuse, scheduler, time_slicing
 
 MACHINE = ("date", "CPU", "GPU", "torch threads", "system", "versions")
 
@@ -42,6 +42,17 @@ FUSED = (
     "32 wide, 2 layers, 32 tokens, N=2: stock",
     "32 wide, 2 layers, 32 tokens, N=2: by turns",
     "32 wide, 2 layers, 32 tokens, N=2: fused",
+)
+
+REUSE = (
+    "**N=2: by turns, times as fast as with nothing kept, processor time**",
+    "N=2: the same in wall time",
+    "N=2: fused, times as fast as by turns with nothing kept, processor time",
+    "N=2: by turns, times as fast as stock TRL, processor time",
+    "N=2: stock, processor time",
+    "N=2: nothing kept, processor time",
+    "N=2: by turns, processor time",
+    "N=2: fused, processor time",
 )
 
 SCHEDULER = (
@@ -99,6 +110,13 @@ def test_fused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "report.json"
     fused.main([*arguments, "--repeats", "1", "--json", str(saved)])
     check(capsys.readouterr().out, saved, FUSED)
+
+
+def test_reuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--width", "32", "--layers", "2", "--configs", "2", "--steps", "4"]
+    saved = tmp_path / "report.json"
+    reuse.main([*arguments, "--eval-rows", "2", "--repeats", "1", "--json", str(saved)])
+    check(capsys.readouterr().out, saved, REUSE)
 
 
 def test_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from rapidfireai import Experiment, RFModelConfig
 from rapidfireai.core.commands import Command, Verb
-from rapidfireai.core.events import ChunkFinished, StepFinished
+from rapidfireai.core.events import ChunkFinished, MetricSource, StepFinished
 from rapidfireai.core.run import Run
 from rapidfireai.errors import ConfigError
 from rapidfireai.store import SqliteStore
@@ -43,6 +43,8 @@ class Passes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sizes: list[int] = []
+        self.evaluating: list[int] = []
+        """Runs in each pass of an evaluation; these are not among `sizes`."""
         self.forward_room = self.backward_room = math.inf
         """Runs for which there is memory in a pass."""
         passes, forward, backward = self, SharedBackbone.forward, SharedBackbone.backward
@@ -50,7 +52,7 @@ class Passes:
         def counted(self: SharedBackbone, slices: Sequence[Slice], **how: Any) -> Any:
             if len(slices) > passes.forward_room:
                 raise torch.OutOfMemoryError("out of memory in a shared forward pass")
-            passes.sizes.append(len(slices))
+            (passes.sizes if how["trains"] else passes.evaluating).append(len(slices))
             return forward(self, slices, **how)
 
         def checked(self: SharedBackbone, grads: Sequence[torch.Tensor | None]) -> None:
@@ -201,28 +203,117 @@ def test_other_trainers_share_passes_with_sft(trainer: str, tmp_path: Path, pass
 def test_where_rows_fill_their_bucket_a_fused_run_is_plain_trl_to_the_last_bit(
     tmp_path: Path, passes: Passes, solo: SoloRuns
 ) -> None:
-    texts = [
-        {"text": " ".join([row["prompt"], row["completion"], row["chosen"], row["rejected"]])}
-        for row in rows(24, seed=0)
-    ]
+    texts, held_out = (
+        [
+            {"text": " ".join([row["prompt"], row["completion"], row["chosen"], row["rejected"]])}
+            for row in rows(num, seed=seed)
+        ]
+        for num, seed in ((24, 0), (6, 1))
+    )
     width = 16
+    own = {"eval_strategy": "steps", "eval_steps": 3}
     gang = [
-        replace(spec, args={**spec.args, "max_length": width, "max_steps": 6, **more})
+        replace(spec, args={**spec.args, "max_length": width, "max_steps": 6, **own, **more})
         for spec, more in zip(
             sft_gang(), ({}, {"bf16": True}, WHOLE, {"bf16": True, **WHOLE}), strict=True
         )
     ]
     for spec in gang:
-        solo.start(spec, texts, [])
-    together = outcomes(
-        train(tmp_path, gang, num_eval_rows=0, train_dataset=Dataset.from_list(texts)), len(gang)
-    )
-    assert max(passes.sizes) > 1, "nothing was shared"
+        solo.start(spec, texts, held_out)
+    data = {
+        "train_dataset": Dataset.from_list(texts),
+        "eval_dataset": Dataset.from_list(held_out),
+    }
+    together = outcomes(train(tmp_path, gang, **data), len(gang))
+    assert min(max(passes.sizes), max(passes.evaluating)) > 1, "nothing was shared"
     for spec, got in zip(gang, together, strict=True):
-        alone = solo.start(spec, texts, []).result(timeout=300)
+        alone = solo.start(spec, texts, held_out).result(timeout=300)
         assert got.losses == alone.losses, spec
         assert got.rows == merged(alone.rows), spec
         assert got.weights == alone.weights, spec
+
+
+def evaluated(experiment: Experiment, num: int) -> list[dict[tuple[int, str], str]]:
+    """What each run measured at its chunks' ends, by step and name."""
+    with closing(SqliteStore(experiment.path / "experiment.db")) as store:
+        rows = [row for row in store.metrics() if row.source is MetricSource.CHUNK]
+    return [
+        {(row.step, row.name): row.value.hex() for row in rows if row.run_id == run_id}
+        for run_id in range(1, num + 1)
+    ]
+
+
+EVALUATING: Mapping[str, Callable[[], list[Case]]] = {
+    "sft": lambda: [
+        quiet(case("SFT", r=4, seed=1, max_steps=6)),
+        quiet(case("SFT", r=8, seed=2, max_steps=6, learning_rate=1e-3)),
+        replace(quiet(case("SFT", seed=3, max_steps=6)), lora=lora(2, target_modules="all-linear")),
+    ],
+    "dpo in bf16 and kto": lambda: [
+        quiet(case("DPO", r=4, seed=1, max_steps=6, bf16=True)),
+        quiet(case("DPO", r=8, seed=2, max_steps=6, bf16=True, disable_dropout=False)),
+        quiet(case("KTO", r=4, seed=1, max_steps=6)),
+        quiet(case("KTO", r=8, seed=2, max_steps=6)),
+    ],
+    "rewards": lambda: [
+        quiet(case("Reward", r=4, seed=1, max_steps=6)),
+        quiet(case("Reward", r=8, seed=1, max_steps=6, learning_rate=1e-3)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EVALUATING)
+def test_evaluations_of_a_gang_share_their_passes_and_measure_what_each_measures_alone(
+    name: str, tmp_path: Path, passes: Passes
+) -> None:
+    gang = EVALUATING[name]()
+    experiment = train(tmp_path, gang)
+    together, measured = outcomes(experiment, len(gang)), evaluated(experiment, len(gang))
+    assert max(passes.evaluating) > 1, "nothing was shared"
+    for spec, got, values in zip(gang, together, measured, strict=True):
+        alone = train(tmp_path, [spec])
+        assert (got, values) == (outcomes(alone, 1)[0], evaluated(alone, 1)[0]), spec
+        unseen = outcomes(train(tmp_path, [spec], num_eval_rows=0), 1)[0]
+        assert (got.losses, got.weights) == (unseen.losses, unseen.weights), spec
+
+
+def test_an_evaluation_that_runs_do_not_begin_together_changes_no_number(
+    tmp_path: Path, passes: Passes
+) -> None:
+    own: dict[str, Any] = {"eval_strategy": "steps", "per_device_eval_batch_size": 2}
+    gang = [
+        quiet(case("SFT", seed=1, max_steps=6, eval_steps=2, **own)),
+        quiet(case("SFT", seed=2, max_steps=6, eval_steps=3, **own)),
+        quiet(case("SFT", seed=3, max_steps=9)),
+    ]
+    experiment = train(tmp_path, gang)
+    together, measured = outcomes(experiment, 3), evaluated(experiment, 3)
+    assert set(passes.evaluating) >= {1, 2}
+    for spec, got, values in zip(gang, together, measured, strict=True):
+        alone = train(tmp_path, [spec])
+        assert (got, values) == (outcomes(alone, 1)[0], evaluated(alone, 1)[0]), spec
+
+
+def test_an_evaluation_without_memory_for_all_is_done_in_parts(
+    tmp_path: Path, passes: Passes
+) -> None:
+    gang = EVALUATING["sft"]()
+    undisturbed = evaluated(train(tmp_path, gang), len(gang))
+    assert max(passes.evaluating) == len(gang)
+    passes.forward_room = 1
+    assert evaluated(train(tmp_path, gang), len(gang)) == undisturbed
+
+
+def test_what_a_trainer_generates_for_its_evaluation_does_not_depend_on_the_gang(
+    tmp_path: Path,
+) -> None:
+    gang = [quiet(case("GRPO", seed=1, r=2, max_steps=4, per_device_eval_batch_size=4))]
+    gang.append(quiet(case("SFT", seed=2, max_steps=4)))
+    experiment = train(tmp_path, gang, num_eval_rows=4)
+    together, measured = outcomes(experiment, 2), evaluated(experiment, 2)
+    for spec, got, values in zip(gang, together, measured, strict=True):
+        alone = train(tmp_path, [spec], num_eval_rows=4)
+        assert (got, values) == (outcomes(alone, 1)[0], evaluated(alone, 1)[0]), spec
 
 
 def test_dropout_does_not_depend_on_who_else_is_in_the_gang(tmp_path: Path) -> None:

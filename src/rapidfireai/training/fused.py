@@ -1,9 +1,9 @@
 """Where a trainer hands its backbone's work over to a gang, and which trainers can.
 
-Two methods are replaced on instances: the `forward` of the backbone, from the embeddings to the
-last norm, and `accelerator.backward`. Heads, losses, clipping, optimizers and schedules stay the
-trainer's own. Calls that train nothing - evaluation, generation, a reference model's - go to the
-run's own backbone.
+Three methods are replaced on instances: the `forward` of the backbone, from the embeddings to the
+last norm, `accelerator.backward`, and `prediction_step`, within which the backbone's calls are an
+evaluation's. Heads, losses, metrics, clipping, optimizers and schedules stay the trainer's own.
+Other calls - generation, a reference model's - go to the run's own backbone.
 """
 
 from collections.abc import Callable, Iterator
@@ -154,6 +154,8 @@ class FusedBackbone:
             if isinstance(module, LoraLinear)
         }
         self._own_backward = trainer.accelerator.backward
+        self._predict = trainer.prediction_step
+        self._evaluates = False
         self._generator = torch.Generator(self._device)
         # What PEFT and TRL change, they change in all layers at once.
         self._one = next(iter(self._adapters.values()))
@@ -164,6 +166,7 @@ class FusedBackbone:
         )
         self._answered: Forward | None = None
         trainer.accelerator.backward = self._backward
+        trainer.prediction_step = self._prediction_step
 
         def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if module is not self._backbone:  # of a copy that somebody made of the model
@@ -187,7 +190,8 @@ class FusedBackbone:
             return self._own_forward(*args, **kwargs)
         if request.rng_after is not None:
             _set_rng_state(request.rng_after, self._device)
-        self._answered = request
+        if request.trains:
+            self._answered = request
         return BaseModelOutputWithPast(last_hidden_state=request.hidden)
 
     def _backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
@@ -199,6 +203,13 @@ class FusedBackbone:
         self._ask(request)
         if request.error is not None:
             raise request.error
+
+    def _prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._evaluates = True
+        try:
+            return self._predict(*args, **kwargs)
+        finally:
+            self._evaluates = False
 
     def _note_once(self, error: BaseException) -> None:
         kind = type(error)
@@ -217,8 +228,9 @@ class FusedBackbone:
         **others: Any,
     ) -> Forward | None:
         """The call as a request; None for one that goes to the run's own backbone."""
-        trains = torch.is_grad_enabled() and self._backbone.training
-        if not trains or self._answered is not None or input_ids is None:
+        modes = (torch.is_grad_enabled(), self._backbone.training)
+        trains, evaluates = all(modes), self._evaluates and not any(modes)
+        if not (trains or evaluates) or self._answered is not None or input_ids is None:
             return None
         if any(value is not None and value is not False for value in others.values()):
             return None
@@ -227,12 +239,13 @@ class FusedBackbone:
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             return None
         device_type = self._device.type
+        draws = self._drops and trains
         rows = Slice(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             adapters=self._adapters,
-            generator=self._generator if self._drops else None,
+            generator=self._generator if draws else None,
         )
         return Forward(
             base=self._base,
@@ -242,8 +255,9 @@ class FusedBackbone:
                 if torch.is_autocast_enabled(device_type)
                 else None
             ),
-            checkpointing=bool(getattr(self._backbone, "gradient_checkpointing", False)),
-            rng=_rng_state(self._device) if self._drops else None,
+            checkpointing=trains and bool(getattr(self._backbone, "gradient_checkpointing", False)),
+            rng=_rng_state(self._device) if draws else None,
+            trains=trains,
         )
 
 

@@ -1,7 +1,8 @@
 """Runs that share passes through their frozen base: what they ask for, and who answers.
 
 A run that takes part computes all by itself but its backbone. There it hands out a `Forward` and
-waits; with the answer it computes its own head and loss, hands out a `Backward` and waits again.
+waits; with the answer it computes its own head and loss, and where it trains it hands out a
+`Backward` and waits again.
 A gang answers those that ask for the same base at the same width together, in one pass.
 
 Which requests go together is a function of the requests alone, never of the time of day.
@@ -33,10 +34,12 @@ class Forward:
     checkpointing: bool
     rng: torch.Tensor | None
     """State of the generator that the run's dropout draws from; None if it has none."""
+    trains: bool
+    """Whether a `Backward` is to follow; else the run evaluates."""
 
     # The answer.
     hidden: torch.Tensor | None = None
-    """The last hidden states; their gradient is to be filled in before a `Backward`."""
+    """The last hidden states; their gradient is to be filled in before a `Backward`, if any."""
     rng_after: torch.Tensor | None = None
     error: BaseException | None = None
     """Why there are none; the run computes them by itself."""
@@ -102,6 +105,7 @@ class Gang:
             kind = (
                 id(request.base.model),
                 request.width,
+                request.trains,
                 request.autocast,
                 rows.position_ids is not None,
                 rows.input_ids.dtype,
@@ -145,7 +149,7 @@ class Gang:
             requests: What it returned.
             asking: Of those whose runs have come to their backward pass.
         """
-        if not asking:  # all of them have failed, or computed the pass by themselves
+        if not asking:  # they evaluate, have failed, or computed the pass by themselves
             self._backbone(requests[0]).forget()
             return
         begin_s = time.perf_counter()
@@ -209,6 +213,7 @@ class Gang:
             [request.rows for request in requests],
             autocast=requests[0].autocast,
             checkpointing=any(request.checkpointing for request in requests),
+            trains=requests[0].trains,
         )
         for request, own in zip(requests, hidden, strict=True):
             generator = request.rows.generator

@@ -235,6 +235,7 @@ class SharedBackbone:
         *,
         autocast: torch.dtype | None = None,
         checkpointing: bool = False,
+        trains: bool = True,
     ) -> list[torch.Tensor]:
         """Run the slices through the backbone, all padded to the width of their bucket.
 
@@ -242,9 +243,11 @@ class SharedBackbone:
             slices: Of different runs, all of one `bucket_width`.
             autocast: In which type matrices are multiplied; None for that of the weights.
             checkpointing: Keep only each layer's input for the backward pass.
+            trains: Whether a backward pass is to follow; else nothing is kept for one.
 
         Returns:
-            Each run's last hidden states (B, L, features), detached, to take gradients.
+            Each run's last hidden states (B, L, features), detached, to take gradients if it
+            trains.
         """
         self._route({name for part in slices for name in part.adapters})
         self._plan.begin(slices)
@@ -253,14 +256,16 @@ class SharedBackbone:
             self._backbone._set_gradient_checkpointing(  # type: ignore[operator]  # noqa: SLF001
                 enable=checkpointing, gradient_checkpointing_func=self._checkpoint
             )
+        if self._backbone.training != trains:
+            self._backbone.train(trains)
         width = bucket_width(max(part.num_tokens for part in slices))
-        with torch.enable_grad(), self._autocast(autocast):
-            self._hidden = self._backbone(
-                **_padded(slices, width), use_cache=False
-            ).last_hidden_state
-        hidden = self._hidden.detach()
+        with torch.set_grad_enabled(trains), self._autocast(autocast):
+            hidden = self._backbone(**_padded(slices, width), use_cache=False).last_hidden_state
+        if trains:
+            self._hidden = hidden
+        hidden = hidden.detach()
         return [
-            hidden[rows, : part.num_tokens].contiguous().requires_grad_()
+            hidden[rows, : part.num_tokens].contiguous().requires_grad_(trains)
             for part, rows in self._plan.places()
         ]
 
