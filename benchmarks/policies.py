@@ -5,20 +5,25 @@
 Learning rates over three decades and ranks from 4 to 64, on the tiny model and rows of its grammar.
 The winner of each way is the run with the least evaluation loss, averaged over its last 4 chunks.
 Both ways are compared by how the winner of the policy did where everything was run: the same
-configuration has the same numbers there.
+configuration has the same numbers there. All of it is repeated with other data, other batches and
+other initial adapters, since one repetition says little about a policy.
 """
 
 import argparse
+import math
+import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks._report import Report, Row
+from benchmarks._report import Report, Row, Spread
 from rapidfireai import Experiment, List, RFGridSearch, RFLoraConfig, RFModelConfig, RFSFTConfig
-from rapidfireai.report import Findings
+from rapidfireai.report import Findings, as_html
 from rapidfireai.testing.tiny import text_rows, tiny_model, tiny_tokenizer
 
 LEARNING_RATES = [1e-5, 1e-4, 1e-3, 1e-2]
@@ -34,21 +39,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--learning-rates", type=float, nargs="+", default=LEARNING_RATES)
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
     parser.add_argument("--policy", default="auto")
-    parser.add_argument("--html", type=Path, help="write the policy's report there")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--html", type=Path, help="write the first seed's report of the policy")
     parser.add_argument("--json", type=Path, help="also write the result there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    pairs = []
     with tempfile.TemporaryDirectory(prefix="policies-") as folder:
-        everything = _trained("everything", Path(folder), options, policy=None)
-        chosen = _trained("policy", Path(folder), options, policy=options.policy)
+        for seed in options.seeds:
+            place = Path(folder) / str(seed)
+            everything = _trained(place / "everything", options, seed, policy=None)
+            chosen = _trained(place / "policy", options, seed, policy=options.policy)
+            pairs.append(_Pair.of(everything, chosen))
+            sys.stderr.write(f"seed {seed}: {pairs[-1]}\n")
+            if options.html is not None and seed == options.seeds[0]:
+                options.html.write_text(as_html(chosen, time.time()), encoding="utf-8")
+    num_runs = len(options.learning_rates) * len(options.ranks)
     report = Report(
-        title=f"Policy {options.policy!r}: {len(everything.standings)} configurations",
-        rows=_rows(everything, chosen),
+        title=f"Policy {options.policy!r}: {num_runs} configurations",
+        rows=_rows(pairs),
         settings={
             "chunks": options.chunks,
             "steps of each": options.steps,
             "learning rates": options.learning_rates,
             "ranks": options.ranks,
+            "seeds": options.seeds,
         },
     )
     report.print()
@@ -56,7 +71,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.save(options.json)
 
 
-def _trained(name: str, root: Path, options: argparse.Namespace, policy: Any) -> Findings:
+@dataclass(frozen=True)
+class _Pair:
+    """What came of the policy, beside running everything."""
+
+    place: int
+    """Of the policy's winner where everything was run."""
+    regret: float
+    """Its evaluation loss there, above the best's."""
+    noise: float
+    """Two standard errors of that difference."""
+    steps: float
+    """The policy's share of all steps."""
+
+    @classmethod
+    def of(cls, everything: Findings, chosen: Findings) -> "_Pair":
+        best, winner = everything.standings[0], chosen.standings[0]
+        there = next(s for s in everything.standings if s.run.id == winner.run.id)
+        return cls(
+            place=there.place,
+            regret=there.value - best.value,
+            noise=2 * math.hypot(best.error or 0.0, there.error or 0.0),
+            steps=chosen.num_steps / everything.num_steps,
+        )
+
+    @property
+    def is_good(self) -> bool:
+        return self.regret <= self.noise
+
+
+def _trained(place: Path, options: argparse.Namespace, seed: int, policy: Any) -> Findings:
     search = RFGridSearch(
         RFModelConfig(
             peft_config=RFLoraConfig(
@@ -72,41 +116,40 @@ def _trained(name: str, root: Path, options: argparse.Namespace, policy: Any) ->
             ),
         )
     )
-    experiment = Experiment(name, experiment_path=root)
+    experiment = Experiment("policies", experiment_path=place)
     experiment.run_fit(
         search,
         lambda config: (tiny_model(), tiny_tokenizer()),
-        text_rows(8 * options.steps),
-        text_rows(64, seed=1),
+        text_rows(8 * options.steps, seed=2 * seed),
+        text_rows(64, seed=2 * seed + 1),
         num_chunks=options.chunks,
+        seed=seed,
         policy=policy,
     )
-    html = options.html if policy is not None else None
-    return experiment.report(html, "minimize:eval_loss")
+    return experiment.report(objective="minimize:eval_loss")
 
 
-def _rows(everything: Findings, chosen: Findings) -> list[Row]:
-    best, winner = everything.standings[0], chosen.standings[0]
-    there = next(s for s in everything.standings if s.run.id == winner.run.id)
-    noise = 2 * ((best.error or 0.0) ** 2 + (there.error or 0.0) ** 2) ** 0.5
+def _rows(pairs: Sequence[_Pair]) -> list[Row]:
+    num_good = sum(pair.is_good for pair in pairs)
     return [
         Row(
-            name="**winner with the policy, number where everything was run**",
-            value=f"{there.place} of {len(everything.standings)}",
-            goal="1, or within the noise",
-            note=f"run {winner.run.id}; run {best.run.id} won",
+            name="**the winner is the same, or as good within the noise**",
+            value=f"{num_good} of {len(pairs)}",
+            goal="all",
+            note="places where everything was run: " + ", ".join(str(p.place) for p in pairs),
         ),
         Row(
             name="its evaluation loss above the best, where everything was run",
-            value=there.value - best.value,
-            goal=f"<= {noise:.2g}",
-            note="2 standard errors of the difference",
+            value=Spread.of([pair.regret for pair in pairs]),
+        ),
+        Row(
+            name="two standard errors of the difference",
+            value=Spread.of([pair.noise for pair in pairs]),
         ),
         Row(
             name="**steps, policy : everything**",
-            value=chosen.num_steps / everything.num_steps,
+            value=Spread.of([pair.steps for pair in pairs]),
             goal=f"<= {GOAL}",
-            note=f"{chosen.num_steps} of {everything.num_steps}",
         ),
     ]
 

@@ -150,6 +150,8 @@ def test_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--learning-rates",
         "1e-3",
         "1e-4",
+        "--seeds",
+        "1",
     ]
     policies.main([*arguments, "--json", str(saved)])
     table = check(capsys.readouterr().out, saved, ("**steps, policy : everything**",))

@@ -242,7 +242,7 @@ def make_peft_config(spec: PeftSpec) -> Any:
     """A new PEFT config object.
 
     Raises:
-        ConfigError: PEFT refuses the arguments, or would as soon as the training begins.
+        ConfigError: PEFT refuses the arguments.
     """
     cls = getattr(peft, spec.method)
     try:
