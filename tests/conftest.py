@@ -5,3 +5,5 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# MLflow is on where it is installed; tests that want a tracker say so.
+os.environ["RF_TRACKERS"] = "none"

@@ -19,11 +19,11 @@ LAYERS = (
 )  # fmt: skip
 FOR_ALL = {"errors", "faults", "_version"}
 # What shows experiments knows nothing of training, and runs where no torch is.
-BELOW_SERVER = {"core", "store", "paths", "control", "server", *FOR_ALL}
+BELOW_SERVER = {"core", "store", "paths", "control", "tracking", "server", *FOR_ALL}
 # Where layers meet the user; modules beside the layers (results, demo, ...) belong to it as well.
 FACADE = {"experiment", "cli"}
 
-HEAVY = ("torch", "trl", "transformers", "datasets", "pandas", "rich")
+HEAVY = ("torch", "trl", "transformers", "datasets", "pandas", "rich", "mlflow", "wandb", "trackio")
 VAGUE = {"utils", "util", "helpers", "helper", "common", "manager"}
 CLOCK = Path("core/clock.py")
 
@@ -136,7 +136,7 @@ def test_modules_are_named_for_what_they_are(module: Path) -> None:
     assert not names & VAGUE
 
 
-@pytest.mark.parametrize("part", ["core", "server"])
+@pytest.mark.parametrize("part", ["core", "tracking", "server"])
 def test_it_can_be_imported_without_heavy_libraries(part: str) -> None:
     modules = [
         ".".join((PACKAGE, *module.with_suffix("").parts))

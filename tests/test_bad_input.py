@@ -261,7 +261,11 @@ CALLS: Mapping[str, tuple[Use, type[Exception], list[str]]] = {
         ConfigError,
         ["'median'", "on_chunk()", "'auto'"],
     ),
-    "a tracker that is none": (fit(trackers=["wandb"]), ConfigError, ["'wandb'", "on_event()"]),
+    "a tracker that is none": (
+        fit(trackers=["neptune"]),
+        ConfigError,
+        ["'neptune'", "allowed: mlflow, tensorboard, trackio, wandb", "installed: "],
+    ),
     "mode": (
         lambda root: Experiment("bad", mode="evals", experiment_path=root),
         ConfigError,

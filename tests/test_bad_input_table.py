@@ -176,7 +176,12 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
             ("auto", "fuse='auto' cannot be used; it is one of 'off', 'on'"),
             (True, "fuse=True cannot be used"),
         ],
-        "trackers": [([print], "trackers holds <built-in", "which has no method on_event()")],
+        "trackers": [
+            ([print], "trackers holds <built-in", "and has no method on_event()"),
+            ("mlflow", "trackers='mlflow' cannot be used; it has to be a list"),
+            (["mlfow"], "trackers holds 'mlfow', which is no tracker; did you mean 'mlflow'?"),
+            (["wandb", "WandB"], "trackers holds 'wandb' twice"),
+        ],
     },
     "best": {
         "metric": [("eval_los", "has no results yet; call run_fit(...) first")],

@@ -11,6 +11,8 @@
     ├── ExperimentBusyError               another process trains the experiment
     ├── StoreError                        the experiment's database cannot be used
     │   └── StaleRunError                 somebody else changed the run in between
+    ├── TrackerError                      a tracker does not take what it is sent
+    │   └── TrackerRefusedError           nor will it before somebody changes something
     ├── IllegalTransitionError            an event that a run's status does not allow
     ├── DivergedError                     a run's loss is not finite any more
     ├── SharedWeightsError                a run wrote to weights that it shares with others
@@ -65,6 +67,14 @@ class StoreError(RapidFireError):
 
 class StaleRunError(StoreError):
     """The stored run is not in the state that the change started from."""
+
+
+class TrackerError(RapidFireError):
+    """A tracker does not take what it is sent; it is sent again later."""
+
+
+class TrackerRefusedError(TrackerError):
+    """A tracker will not take anything before its settings, its server or a key are changed."""
 
 
 class IllegalTransitionError(RapidFireError):

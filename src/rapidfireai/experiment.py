@@ -25,6 +25,7 @@ from rapidfireai.results import best_run, commands_frame, results_frame, run_ids
 from rapidfireai.selection import select
 from rapidfireai.store import SqliteStore
 from rapidfireai.surroundings import check_not_launched, experiment_log
+from rapidfireai.tracking import Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +155,7 @@ class Experiment:
         host_memory_limit_gib: float | None = None,
         checkpoint_every_s: float = 60.0,
         policy: Any = None,
-        trackers: Sequence[Listener] = (),
+        trackers: Sequence[str | Settings | Listener] | None = None,
         fuse: str = "off",
         **incumbent: Any,
     ) -> FitHandle | None:
@@ -190,7 +191,10 @@ class Experiment:
             policy: What prunes, resumes and clones runs by what they measure at the ends of chunks:
                 "auto" for the recommended one, a policy of `rapidfireai.policies` or of your own,
                 or a list of these. None leaves every run to its end.
-            trackers: Told of every event.
+            trackers: Where the metrics go besides: names ("mlflow", "tensorboard", "trackio",
+                "wandb"), their settings as `rapidfireai.tracking` has them, and listeners of your
+                own, which are told of every event. None: what $RF_TRACKERS or config.toml in the
+                home folder says, else MLflow if it is installed; [] for none. See docs/trackers.md.
             fuse: "on" lets LoRA runs on one base share their passes through it, which saves work
                 where their batches are small; see docs/fused.md. "off" trains by turns only.
             incumbent: The names `param_config`, `create_model_fn` and `monte_carlo_simulations`,

@@ -25,6 +25,9 @@ Point = Literal[
     "final.written",
     "final.replacing",
     "final.renamed",
+    "tracker.begun",
+    "tracker.sent",
+    "tracker.updated",
 ]
 """What is about to be done, or has just been done."""
 

@@ -5,8 +5,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -45,6 +45,7 @@ from rapidfireai.surroundings import (
     old_objects_set_aside,
     quiet_libraries,
 )
+from rapidfireai.tracking.process import Senders, settled, start
 
 if TYPE_CHECKING:
     from rapidfireai.automl.optuna_search import OptunaStudy
@@ -97,8 +98,11 @@ class Fit:
             # Prepared data of an earlier process may be half-written.
             shutil.rmtree(folder.data, ignore_errors=True)
             specs, continuation = self._plan()
+            # They take a while to begin, as the preparation does.
+            self._senders = stack.enter_context(self._told_trackers())
             self._workload = self._make_workload(specs, continuation)
             self._workload.prepare()
+            self._senders.await_reached()
             self._schemas = schemas_of(spec.config for spec in specs)
             self._runs = self._store_runs(specs, continuation)
             logger.info(
@@ -150,7 +154,7 @@ class Fit:
                 self._runs,
                 executor,
                 recorder,
-                [view, *map(Isolated, self._request.trackers)],
+                [view, *map(Isolated, self._request.listeners)],
                 policies,
                 ScriptPreparer(self._book, self._workload, self._schemas),
                 supply=None if self._study is None else self,
@@ -164,6 +168,19 @@ class Fit:
                 recorder.flush()
             if policies:
                 self._write_report(store)
+
+    @contextmanager
+    def _told_trackers(self) -> Iterator[Senders]:
+        """The processes that tell trackers, until the training is over and they know of it."""
+        trackers = settled(self._folder, self._request.chosen_trackers())
+        senders = start(self._folder, trackers)
+        try:
+            yield senders
+        finally:
+            if self._folder.store.exists():
+                senders.end()
+            else:  # nothing is to be told
+                senders.kill()
 
     def _recall(self, engine: Engine, store: Store, policies: Sequence[Policy]) -> None:
         """Let policies know what an earlier process has seen."""

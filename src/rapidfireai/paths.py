@@ -207,6 +207,11 @@ class ExperimentFolder:
         return self.path / "paused"
 
     @property
+    def trackers(self) -> Path:
+        """How far each tracker has been told, one folder each."""
+        return self.path / "trackers"
+
+    @property
     def runs(self) -> Path:
         """All that the runs' trainers write."""
         return self.path / "runs"

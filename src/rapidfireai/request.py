@@ -8,6 +8,8 @@ from typing import Any
 
 from rapidfireai.core.engine import Listener
 from rapidfireai.errors import ConfigError
+from rapidfireai.tracking import Settings
+from rapidfireai.tracking.choice import chosen, is_tracker
 
 FUSE_MODES = ("off", "on")
 """Whether runs share passes through their base."""
@@ -33,7 +35,7 @@ class FitRequest:
     host_memory_limit_gib: float | None
     checkpoint_every_s: float
     policy: Any
-    trackers: Sequence[Listener]
+    trackers: Sequence[str | Settings | Listener] | None
     fuse: str = "off"
 
     def __post_init__(self) -> None:
@@ -83,14 +85,34 @@ class FitRequest:
         from rapidfireai.policies import as_policies
 
         as_policies(self.policy)
-        if not isinstance(self.trackers, list | tuple):
-            raise ConfigError(f"trackers={self.trackers!r} cannot be used; it has to be a list")
-        for item in self.trackers:
-            if not callable(getattr(item, "on_event", None)):
+        if not isinstance(self.trackers, list | tuple | None):
+            raise ConfigError(
+                f"trackers={self.trackers!r} cannot be used; it has to be a list, or None for the "
+                "default"
+            )
+        for item in self.trackers or ():
+            if not is_tracker(item) and not callable(getattr(item, "on_event", None)):
                 raise ConfigError(
-                    f"trackers holds {item!r}, which has no method on_event(); see "
-                    f"rapidfireai.core for what one needs"
+                    f"trackers holds {item!r}, which is neither the name of a tracker nor one of "
+                    "rapidfireai.tracking, and has no method on_event(); see "
+                    "rapidfireai.core.engine.Listener for what a listener needs"
                 )
+        self.chosen_trackers()
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """The objects of the user's own that are told of every event."""
+        return [item for item in self.trackers or () if not is_tracker(item)]  # type: ignore[misc]
+
+    def chosen_trackers(self) -> tuple[Settings, ...]:
+        """The trackers that are told of the experiment.
+
+        Raises:
+            ConfigError: One is not known or not installed.
+        """
+        if self.trackers is None:
+            return chosen(None)
+        return chosen([item for item in self.trackers if is_tracker(item)])
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

@@ -20,13 +20,14 @@ from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run
 from rapidfireai.errors import StoreError
 from rapidfireai.store import _codec
-from rapidfireai.store._protocol import EventRow, ExperimentRecord
+from rapidfireai.store._protocol import EventRow, ExperimentRecord, MetricRow
 from rapidfireai.store.sqlite import (
     SCHEMA_VERSION,
     SqliteStore,
     check_version,
     command_record,
     explained,
+    metric_row,
 )
 
 _PRAGMAS: Final = ("PRAGMA query_only = ON", "PRAGMA busy_timeout = 2000")
@@ -203,6 +204,24 @@ class SqliteReader:
             (run_id, source, step, limit),
         )
         return [_value(row) for row in rows]
+
+    def rows_from(
+        self, run_id: RunId, source: MetricSource, step: int, limit: int
+    ) -> list[MetricRow]:
+        """The first of a source's values at a step or after it, by step and name, exact ones."""
+        rows = self._rows(
+            "SELECT run_id, source, step, name, value, time_s FROM metrics"
+            " WHERE run_id = ? AND source = ? AND step >= ? ORDER BY step, name LIMIT ?",
+            (run_id, source, step, limit),
+        )
+        return [metric_row(row) for row in rows]
+
+    def num_values(self, run_id: RunId | None = None) -> int:
+        """How many values there are, of all runs or one."""
+        rows = self._rows(
+            "SELECT count(*) AS num FROM metrics WHERE ? IS NULL OR run_id = ?", (run_id, run_id)
+        )
+        return int(rows[0]["num"])
 
     def values_since(
         self, run_id: RunId, source: MetricSource, time_s: float, limit: int

@@ -261,7 +261,7 @@ class SqliteStore:
             f" WHERE {_equals(run_id=run_id, source=source)} ORDER BY run_id, source, step, name",
             {"run_id": run_id, "source": source},
         )
-        return [_metric_row(row) for row in rows]
+        return [metric_row(row) for row in rows]
 
     def events(self, *, after: int = 0, run_id: RunId | None = None) -> list[EventRow]:
         """Events whose `seq` is above `after`, of all runs or one, in order."""
@@ -467,7 +467,8 @@ def _metric_columns(rows: Iterable[MetricRow]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _metric_row(row: sqlite3.Row) -> MetricRow:
+def metric_row(row: sqlite3.Row) -> MetricRow:
+    """The value of a row, NaN and infinities as they were."""
     return MetricRow(
         run_id=row["run_id"],
         source=MetricSource(row["source"]),
