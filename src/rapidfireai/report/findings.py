@@ -69,6 +69,13 @@ class Findings:
         """Share of the steps that did not have to be done."""
         return 1 - self.num_steps / self.num_planned if self.num_planned else 0.0
 
+    def rankings(self) -> Iterator[tuple[str, list[Standing]]]:
+        """A title and the standings of each group of runs that can be compared."""
+        groups = list(dict.fromkeys(standing.group for standing in self.standings))
+        for number, group in enumerate(groups, start=1):
+            title = "Ranking" if len(groups) == 1 else f"Ranking, group {number} of {len(groups)}"
+            yield title, [standing for standing in self.standings if standing.group == group]
+
     def value_of(self, run: Run, knob: str) -> Json:
         """What a knob is in a run."""
         return _knobs(run).get(knob)

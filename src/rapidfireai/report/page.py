@@ -80,11 +80,8 @@ def _facts(findings: Findings) -> str:
 
 def _sections(findings: Findings) -> Iterable[str]:
     yield _section("Learning curves", learning_curves(findings))
-    groups = list(dict.fromkeys(standing.group for standing in findings.standings))
-    for number, group in enumerate(groups, start=1):
-        title = "Ranking" if len(groups) == 1 else f"Ranking, group {number} of {len(groups)}"
-        members = [s for s in findings.standings if s.group == group]
-        yield _section(title, _ranking(findings, members))
+    for title, standings in findings.rankings():
+        yield _section(title, _ranking(findings, standings))
     yield _section("Knobs", parallel_coordinates(findings))
     yield _section("What explains the ranking", _importance(findings))
     yield _section("Decisions", _decisions(findings))

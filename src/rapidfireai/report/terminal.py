@@ -15,8 +15,8 @@ def show(findings: Findings, console: Console) -> None:
         f"{findings.objective.direction}d ({findings.why})"
     )
     console.print(saved(findings))
-    for group in dict.fromkeys(standing.group for standing in findings.standings):
-        console.print(_ranking(findings, [s for s in findings.standings if s.group == group]))
+    for title, standings in findings.rankings():
+        console.print(_ranking(findings, title, standings))
     if findings.unranked:
         numbers = ", ".join(str(run.id) for run in findings.unranked)
         console.print(f"not ranked, as they have not reported it: run {numbers}")
@@ -48,8 +48,12 @@ def shown(standing: Standing) -> str:
     return f"{standing.value:.4g}{error}{' (tied)' if standing.is_tied else ''}"
 
 
-def _ranking(findings: Findings, standings: list[Standing]) -> Table:
-    table = Table(caption=f"average and standard error over the last {NUM_LAST} chunks")
+def _ranking(findings: Findings, title: str, standings: list[Standing]) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=f"average and standard error over the last {NUM_LAST} chunks",
+    )
     for name in ("", "run", f"{findings.objective.metric}", "chunks", "status", *findings.knobs):
         table.add_column(escape(name), justify="right" if name in ("", "run", "chunks") else "left")
     for standing in standings:
