@@ -173,7 +173,7 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
             ([None], "policy=None has no method on_chunk()"),
         ],
         "fuse": [
-            ("auto", "fuse='auto' cannot be used; it is one of 'off', 'on'"),
+            ("yes", "fuse='yes' cannot be used; it is one of 'off', 'auto', 'on'"),
             (True, "fuse=True cannot be used"),
         ],
         "trackers": [

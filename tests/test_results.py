@@ -106,8 +106,8 @@ class TestRunsFrame:
         assert "epoch" not in frame
 
     def test_long_columns_come_last(self) -> None:
-        assert list(runs_frame(RUNS, METRICS).columns)[-5:] == [
-            "config", "notes", "error", "traceback", "path",
+        assert list(runs_frame(RUNS, METRICS).columns)[-6:] == [
+            "config", "passes", "notes", "error", "traceback", "path",
         ]  # fmt: skip
 
 

@@ -196,7 +196,8 @@ class Experiment:
                 own, which are told of every event. None: what $RF_TRACKERS or config.toml in the
                 home folder says, else MLflow if it is installed; [] for none. See docs/trackers.md.
             fuse: "on" lets LoRA runs on one base share their passes through it, which saves work
-                where their batches are small; see docs/fused.md. "off" trains by turns only.
+                where their batches are small; "auto" measures and does so where it is quicker; see
+                docs/fused.md. "off" trains by turns only.
             incumbent: The names `param_config`, `create_model_fn` and `monte_carlo_simulations`,
                 which scripts for RapidFire AI's own package use.
 

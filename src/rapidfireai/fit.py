@@ -129,14 +129,17 @@ class Fit:
         from rapidfireai.policies import as_policies
         from rapidfireai.workers.gang import Gang
         from rapidfireai.workers.in_process import InProcessExecutor
+        from rapidfireai.workers.modes import PassModes
         from rapidfireai.workers.process_state import Isolated
         from rapidfireai.workers.telemetry import DeviceMonitor
 
+        modes = PassModes(measures=self._request.fuse == "auto")
         executor = InProcessExecutor(
             self._workload,
             self._memory(),
             DeviceMonitor(self._device),
             Gang(self._device),
+            modes,
             num_workers=1 if self._request.fuse == "off" else GANG_SIZE,
         )
         with (
@@ -147,6 +150,7 @@ class Fit:
             progress_view(self._runs, store.metrics()) as view,
         ):
             recorder = Recorder(store, self._clock)
+            modes.recall(row.event for row in store.events())
             policies = as_policies(self._request.policy)
             if self._study is not None:
                 policies = (self._study, *policies)
@@ -263,8 +267,9 @@ class Fit:
             name: digest(getattr(request, name))
             for name in ("create_model", "create_trainer", "train_dataset", "eval_dataset", "seed")
         }
-        if request.fuse != "off":  # shared passes pad, which decides about the numbers
-            surroundings["fuse"] = request.fuse
+        if request.fuse != "off":
+            # It pads, which decides about the numbers; which passes are then shared does not.
+            surroundings["fuse"] = "on"
         identities = [run_identity(config, surroundings) for config in configs]
         stored = self._stored_runs()
         originals = [run for run in stored if run.parent_id is None]

@@ -11,8 +11,8 @@ from rapidfireai.errors import ConfigError
 from rapidfireai.tracking import Settings
 from rapidfireai.tracking.choice import chosen, is_tracker
 
-FUSE_MODES = ("off", "on")
-"""Whether runs share passes through their base."""
+FUSE_MODES = ("off", "auto", "on")
+"""Whether runs share passes through their base: never, where that is quicker, always."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

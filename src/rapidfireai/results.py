@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rapidfireai.core.commands import CommandRecord
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.metrics import is_maximised, shown_name
+from rapidfireai.core.modes import summary
 from rapidfireai.core.run import Run
 from rapidfireai.core.spelling import did_you_mean
 from rapidfireai.errors import ConfigError
@@ -67,6 +68,7 @@ def runs_frame(runs: Sequence[Run], rows: Sequence[MetricRow]) -> "pd.DataFrame"
             "parent_id": run.parent_id,
             **{name: value for name, value in latest[run.id].items() if name != "epoch"},
             "config": run.config,
+            "passes": summary(run.modes),
             "notes": "; ".join(run.notes),
             "error": run.error,
             "traceback": run.traceback,
@@ -75,7 +77,7 @@ def runs_frame(runs: Sequence[Run], rows: Sequence[MetricRow]) -> "pd.DataFrame"
         for run in runs
     ]
     frame = pd.DataFrame(records)
-    last = ["config", "notes", "error", "traceback", "path"]
+    last = ["config", "passes", "notes", "error", "traceback", "path"]
     return frame[[column for column in frame if column not in last] + last]
 
 

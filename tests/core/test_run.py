@@ -12,6 +12,8 @@ from rapidfireai.core.events import (
     Event,
     MetricsLogged,
     MetricSource,
+    ModeChosen,
+    PassMode,
     RunAdded,
     RunCloned,
     RunCompleted,
@@ -95,6 +97,22 @@ EFFECTS: list[tuple[Event, dict[str, Any]]] = [
     (
         RunNoted(run_id=ID, note="a column was mapped"),
         {"notes": ("first", "a column was mapped")},
+    ),
+    (
+        ModeChosen(run_id=ID, mode=PassMode.SLICED, reason="it trains all weights"),
+        {
+            "modes": (
+                {
+                    "kind": "",
+                    "mode": "sliced",
+                    "reason": "it trains all weights",
+                    "members": [],
+                    "fused_s": None,
+                    "sliced_s": None,
+                    "step": 10,
+                },
+            )
+        },
     ),
     (
         ChunkFinished(run_id=ID, chunk=1, step=20, active_s=10.0),

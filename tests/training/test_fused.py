@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -15,11 +17,12 @@ from transformers import TrainerCallback
 
 from rapidfireai import Experiment, RFModelConfig
 from rapidfireai.core.commands import Command, Verb
-from rapidfireai.core.events import ChunkFinished, MetricSource, StepFinished
+from rapidfireai.core.events import ChunkFinished, MetricSource, ModeChosen, StepFinished
 from rapidfireai.core.run import Run
 from rapidfireai.errors import ConfigError
 from rapidfireai.store import SqliteStore
 from rapidfireai.testing.tiny import tiny_tokenizer
+from rapidfireai.workers.modes import NUM_MEASURED, NUM_WARM_UP
 from rapidfireai.workers.routed import SharedBackbone, Slice, bucket_width
 from tests.training.scenarios import case, lora, rows
 from tests.training.solo import Case, Outcome, SoloRuns, create_model
@@ -164,8 +167,17 @@ def padded_alone(folder: Path, spec: Case) -> Outcome:
 
 
 def notes(experiment: Experiment) -> list[str]:
+    return [" ".join(run.notes) for run in stored_runs(experiment)]
+
+
+def stored_runs(experiment: Experiment) -> list[Run]:
     with closing(SqliteStore(experiment.path / "experiment.db")) as store:
-        return [" ".join(run.notes) for run in store.runs()]
+        return store.runs()
+
+
+def passes_of(experiment: Experiment) -> list[str]:
+    """How each run's passes are computed, and why."""
+    return list(experiment.get_runs_info()["passes"])
 
 
 @pytest.mark.parametrize("name", GANGS)
@@ -193,7 +205,7 @@ def test_other_trainers_share_passes_with_sft(trainer: str, tmp_path: Path, pass
         gang.append(quiet(case("SFT", seed=3, max_steps=4)))
     experiment = train(tmp_path, gang, num_eval_rows=0)
     together = outcomes(experiment, len(gang))
-    assert all("fused: shares its passes" in note for note in notes(experiment))
+    assert all("fused: shares its passes" in text for text in passes_of(experiment))
     assert max(passes.sizes) > 1, "nothing was shared"
     for spec, got in zip(gang, together, strict=True):
         alone = outcomes(train(tmp_path, [spec], num_eval_rows=0), 1)[0]
@@ -460,7 +472,7 @@ def test_runs_that_cannot_share_passes_take_turns_with_the_gang(tmp_path: Path) 
     order = Order()
     experiment = train(tmp_path, [*gang, sliced], trackers=[order])
     together = outcomes(experiment, 3)
-    assert "time-sliced, not fused: it trains all weights" in notes(experiment)[2]
+    assert passes_of(experiment)[2] == "sliced: it trains all weights"
     assert together[2] == outcomes(train(tmp_path, [sliced], fuse="off"), 1)[0]
     assert together[0] == padded_alone(tmp_path, gang[0])
     assert together[1] == padded_alone(tmp_path, gang[1])
@@ -484,8 +496,9 @@ def test_what_cannot_be_fused_is_time_sliced_with_the_reason_on_the_run(
     changes, args, reason = NOT_FUSED[name]
     spec = replace(quiet(case("SFT", seed=1, max_steps=3, **args)), lora=lora(4, **changes))
     experiment = train(tmp_path, [spec])
-    assert "time-sliced, not fused: " in notes(experiment)[0]
-    assert reason in notes(experiment)[0]
+    (why,) = passes_of(experiment)
+    assert why.startswith("sliced: ")
+    assert reason in why
     assert not passes.sizes
     assert outcomes(experiment, 1) == outcomes(train(tmp_path, [spec], fuse="off"), 1)
 
@@ -505,7 +518,7 @@ def test_a_base_with_dropout_of_its_own_is_not_fused(tmp_path: Path, passes: Pas
         Dataset.from_list(rows(24, seed=0)),
         fuse="on",
     )
-    assert "drops activations at random itself (attention_dropout=0.1)" in notes(experiment)[0]
+    assert "drops activations at random itself (attention_dropout=0.1)" in passes_of(experiment)[0]
     assert not passes.sizes
 
 
@@ -544,7 +557,9 @@ def test_a_copy_of_a_fused_model_is_a_model_of_its_own(tmp_path: Path) -> None:
 
 
 def test_other_values_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="fuse='yes' cannot be used; it is one of 'off', 'on'"):
+    with pytest.raises(
+        ConfigError, match="fuse='yes' cannot be used; it is one of 'off', 'auto', 'on'"
+    ):
         train(tmp_path, [quiet(case("SFT"))], fuse="yes")
 
 
@@ -571,6 +586,107 @@ def test_a_pass_that_fails_even_alone_is_computed_by_the_run_itself(
     experiment = train(tmp_path, [spec])
     assert "at step 1 it computed a pass by itself: OutOfMemoryError" in notes(experiment)[0]
     assert outcomes(experiment, 1) == outcomes(train(tmp_path, [spec], fuse="off"), 1)
+
+
+def measurable(num: int, **args: Any) -> list[Case]:
+    """Runs whose passes are all of one kind, and enough of them to decide about it."""
+    common = {"max_steps": 20, "max_length": 16, "logging_steps": 5, **args}
+    return [quiet(case("SFT", seed=seed, **common)) for seed in range(1, num + 1)]
+
+
+LONG = [{"text": " ".join([*row.values(), *row.values()])} for row in rows(24, seed=0)]
+"""Texts that are cut to the same length."""
+
+
+def measure(folder: Path, gang: Sequence[Case], **options: Any) -> Experiment:
+    data = {"train_dataset": Dataset.from_list(LONG), "num_eval_rows": 0, "num_chunks": 2}
+    return train(folder, gang, **{"fuse": "auto", **data, **options})
+
+
+def mode_events(experiment: Experiment) -> list[ModeChosen]:
+    with closing(SqliteStore(experiment.path / "experiment.db")) as store:
+        found = [row.event for row in store.events()]
+    return [event for event in found if isinstance(event, ModeChosen) and event.members]
+
+
+class Costs:
+    """A clock of the processor that only passes make go on, shared ones as asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, of_shared: float) -> None:
+        self.now_s = 0.0
+        monkeypatch.setattr("rapidfireai.workers.in_process.time.process_time", lambda: self.now_s)
+        costs, forward = self, SharedBackbone.forward
+
+        def timed(self: SharedBackbone, slices: Sequence[Slice], **how: Any) -> Any:
+            costs.now_s += 1.0 if len(slices) == 1 else of_shared * len(slices)
+            return forward(self, slices, **how)
+
+        monkeypatch.setattr(SharedBackbone, "forward", timed)
+
+
+@pytest.mark.parametrize(("of_shared", "kept"), [(0.5, "fused"), (2.0, "sliced")])
+def test_the_quicker_way_is_kept_and_changes_no_number(
+    of_shared: float,
+    kept: str,
+    tmp_path: Path,
+    passes: Passes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gang = measurable(2)
+    always = outcomes(measure(tmp_path, gang, fuse="on"), 2)
+    passes.sizes.clear()
+    Costs(monkeypatch, of_shared)
+    experiment = measure(tmp_path, gang)
+    assert outcomes(experiment, 2) == always
+    chosen = mode_events(experiment)
+    assert [(event.run_id, event.mode, event.members) for event in chosen] == [
+        (1, kept, (1, 2)),
+        (2, kept, (1, 2)),
+    ]
+    assert {(event.fused_s, event.sliced_s) for event in chosen} == {(of_shared, 1.0)}
+    assert passes_of(experiment) == [f"{kept}: 16 tokens wide {1 / of_shared:.2f}x"] * 2
+    assert passes.sizes[:10] == [2, 1, 1, 1, 1, 2, 2, 1, 1, 1], "not measured by turns"
+    left = passes.sizes[NUM_WARM_UP // 2 * 3 + NUM_MEASURED // 2 * 3 :]
+    assert set(left) == ({2} if kept == "fused" else {1})
+
+
+def test_a_gang_that_has_changed_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Costs(monkeypatch, 0.5)
+    gang = [
+        replace(spec, args={**spec.args, "max_steps": max_steps})
+        for spec, max_steps in zip(measurable(3), (20, 40, 40), strict=True)
+    ]
+    chosen = mode_events(measure(tmp_path, gang))
+    assert [(event.run_id, event.members) for event in chosen] == [
+        *((run_id, (1, 2, 3)) for run_id in (1, 2, 3)),
+        *((run_id, (2, 3)) for run_id in (2, 3)),
+    ]
+
+
+class Interrupts:
+    """A tracker that presses Ctrl-C as soon as something has been measured."""
+
+    def on_event(self, before: Run, event: Any, after: Run) -> None:
+        if isinstance(event, ModeChosen) and event.members and event.run_id == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_was_measured_is_not_measured_again_by_the_process_that_goes_on(
+    tmp_path: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Costs(monkeypatch, 2.0)
+    gang = measurable(2)
+    undisturbed = outcomes(measure(tmp_path / "whole", gang), 2)
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path / "cut", gang, trackers=[Interrupts()])
+    passes.sizes.clear()
+    experiment = measure(tmp_path / "cut", gang)
+    assert outcomes(experiment, 2) == undisturbed
+    assert passes.sizes, "nothing was left to do"
+    assert set(passes.sizes) == {1}, "measured again"
+    assert len(mode_events(experiment)) == 2
 
 
 def test_time_is_charged_to_the_run_that_it_was_spent_for(tmp_path: Path) -> None:

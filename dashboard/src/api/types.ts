@@ -79,6 +79,7 @@ export interface RunRow {
   modified: Record<string, [Json, Json]>;
   fork: Record<string, Json> | null;
   error: string | null;
+  passes: string;
   num_notes: number;
   deleted_from: RunStatus | null;
   undo_until_s: number | null;
@@ -93,10 +94,21 @@ export interface Runs {
   runs: RunRow[];
 }
 
+export interface ChosenMode {
+  kind: string;
+  mode: "fused" | "sliced";
+  reason: string;
+  members: number[];
+  fused_s: number | null;
+  sliced_s: number | null;
+  step: number;
+}
+
 export interface RunDetail {
   row: RunRow;
   config: Record<string, Json>;
   resolved: Record<string, Json>;
+  modes: ChosenMode[];
   notes: string[];
   traceback: string | null;
   path: string;

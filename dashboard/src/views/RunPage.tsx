@@ -1,6 +1,6 @@
 import { useEffect, useMemo, useState } from "react";
 import { api } from "../api/client";
-import type { Json, RunDetail, RunRow } from "../api/types";
+import type { Json, ChosenMode, RunDetail, RunRow } from "../api/types";
 import { marksOf, usualCharts } from "../model/charts";
 import { formatDuration, formatKnob, formatNumber, shortKnob } from "../model/format";
 import type { ViewState } from "../model/viewState";
@@ -121,7 +121,7 @@ function Detail({ row }: { row: RunRow }) {
     return () => {
       isOver = true;
     };
-  }, [name, row.run_id, row.status, row.num_notes]);
+  }, [name, row.run_id, row.status, row.num_notes, row.passes]);
   if (problem !== null) return <p className="problem">{problem}</p>;
   if (detail === null || detail.row.run_id !== row.run_id) return <Skeleton lines={5} />;
   return (
@@ -142,6 +142,12 @@ function Detail({ row }: { row: RunRow }) {
           <ul className="notes">{detail.notes.map((note, i) => <li key={i}>{note}</li>)}</ul>
         </section>
       )}
+      {detail.modes.length > 0 && (
+        <section aria-label="Passes">
+          <h2>Passes through the base</h2>
+          <ul className="notes">{detail.modes.map((mode) => <li key={mode.kind}>{modeText(mode)}</li>)}</ul>
+        </section>
+      )}
       <Configuration detail={detail} />
       <section aria-label="Folder">
         <h2>Folder</h2>
@@ -149,6 +155,14 @@ function Detail({ row }: { row: RunRow }) {
       </section>
     </>
   );
+}
+
+/** How passes are computed, and what was measured. */
+function modeText(mode: ChosenMode): string {
+  const said = `${mode.kind || "All"}: ${mode.mode}, ${mode.reason}`;
+  if (mode.fused_s === null || mode.sliced_s === null) return said;
+  const gain = (mode.sliced_s / mode.fused_s).toFixed(2);
+  return `${said}: ${gain} times as fast together as alone, runs ${mode.members.join(", ")}`;
 }
 
 function Configuration({ detail }: { detail: RunDetail }) {

@@ -15,6 +15,7 @@ from rapidfireai.commandline.output import (
     print_line,
     print_table,
 )
+from rapidfireai.core.modes import in_words, summary
 from rapidfireai.errors import ConfigError, RapidFireError
 from rapidfireai.paths import ExperimentFolder, experiments_root
 
@@ -178,10 +179,13 @@ def _runs(options: argparse.Namespace) -> int:
     values = {row.run.id: row.metrics for row in standing.rows}
     print_line(folder.name)
     titles = ["run", "status", "step", "loss", *standing.names, *differing]
-    print_table(
-        [*titles, "parent", "pinned", "notes"],
-        [_run_cells(run, values[run.id], standing.names, differing) for run in runs],
-    )
+    cells = [_run_cells(run, values[run.id], standing.names, differing) for run in runs]
+    titles += ["parent", "pinned", "notes"]
+    if any(run.modes for run in runs):
+        titles.insert(-1, "passes")
+        for run, row in zip(runs, cells, strict=True):
+            row.insert(-1, summary(run.modes))
+    print_table(titles, cells)
     return 0
 
 
@@ -222,6 +226,7 @@ def _run_values(
         "parent_id": run.parent_id,
         "metrics": dict(metrics),
         "knobs": {name: values.get(run.id) for name, values in differing.items()},
+        "modes": list(run.modes),
         "notes": list(run.notes),
         "error": run.error,
         "path": run.path,
@@ -280,6 +285,7 @@ def _run_lines(run: "Run", row: _Row) -> Iterator[str]:
         yield f"cloned by: {', '.join(map(str, row['clones']))}"
     yield f"folder: {run.path}"
     yield from (f"note: {note}" for note in run.notes)
+    yield from (in_words(choice) for choice in run.modes)
     yield from (f"{name}: {format_number(value)}" for name, value in row["metrics"].items())
     yield "configuration:"
     yield json.dumps(run.config, indent=2)

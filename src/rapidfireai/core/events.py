@@ -28,6 +28,15 @@ class MetricSource(StrEnum):
     """The device monitor, when the run paused at a chunk's end; units are in the names."""
 
 
+class PassMode(StrEnum):
+    """How a run's passes through its base are computed."""
+
+    FUSED = "fused"
+    """Together with other runs'."""
+    SLICED = "sliced"
+    """Alone."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkAssigned:
     """The engine gave a worker the order to run the run's next chunk."""
@@ -82,6 +91,24 @@ class RunNoted:
 
     run_id: RunId
     note: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModeChosen:
+    """How the run's passes through its base are computed from now on."""
+
+    run_id: RunId
+    mode: PassMode
+    reason: str
+    kind: str = ""
+    """Which passes, such as "32 tokens wide"; empty: all for which nothing else was chosen."""
+    members: tuple[RunId, ...] = ()
+    """The runs that it was chosen for; empty where it was not measured."""
+    fused_s: float | None = None
+    """Seconds that a pass took for each run in it, forward and backward, as measured: of the
+    processor on a CPU, which neighbours of the process do not change, else of the clock."""
+    sliced_s: float | None = None
+    """Likewise, each run alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,6 +239,7 @@ Event = (
     | StepFinished
     | MetricsLogged
     | RunNoted
+    | ModeChosen
     | ChunkFinished
     | RunCompleted
     | RunStopped

@@ -16,6 +16,7 @@ from rapidfireai.core.events import (
     Event,
     Json,
     MetricsLogged,
+    ModeChosen,
     RunAdded,
     RunCloned,
     RunCompleted,
@@ -34,6 +35,7 @@ from rapidfireai.core.events import (
     StepFinished,
 )
 from rapidfireai.core.ids import RunId, WorkerId
+from rapidfireai.core.modes import chosen
 from rapidfireai.errors import IllegalTransitionError
 
 
@@ -97,6 +99,7 @@ TRANSITIONS: Final[Mapping[RunStatus, _Row]] = {
         StepFinished: RunStatus.RUNNING,
         MetricsLogged: RunStatus.RUNNING,
         RunNoted: RunStatus.RUNNING,
+        ModeChosen: RunStatus.RUNNING,
         RunPinned: RunStatus.RUNNING,
         ChunkFinished: RunStatus.WAITING,
         RunCompleted: RunStatus.COMPLETED,
@@ -161,6 +164,8 @@ class Run:
     error: str | None = None
     traceback: str | None = None
     notes: tuple[str, ...] = ()
+    modes: tuple[Mapping[str, Json], ...] = ()
+    """How its passes are computed: the latest choice for each kind of pass, see `core.modes`."""
     pinned: bool = False
     """Protected from being pruned and deleted."""
     parent_id: RunId | None = None
@@ -234,6 +239,8 @@ def _changes(run: Run, event: Event) -> dict[str, Json]:  # noqa: C901, PLR0912 
             return {}
         case RunNoted():
             return {"notes": (*run.notes, event.note)}
+        case ModeChosen():
+            return {"modes": chosen(run.modes, event, run.step)}
         case ChunkFinished():
             return {
                 "step": event.step,

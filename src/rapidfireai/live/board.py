@@ -16,6 +16,8 @@ from rapidfireai.core.events import (
     Event,
     MetricsLogged,
     MetricSource,
+    ModeChosen,
+    PassMode,
     RunAdded,
     RunCloned,
     RunDeleted,
@@ -32,6 +34,7 @@ from rapidfireai.core.events import (
 )
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.metrics import is_maximised
+from rapidfireai.core.modes import in_words
 from rapidfireai.core.run import Run, RunStatus
 from rapidfireai.live.messages import Messages
 from rapidfireai.store import MetricRow
@@ -211,6 +214,10 @@ def told(event: Event, run: Run) -> Iterator[tuple[str, int]]:  # noqa: C901, PL
             yield from ((note, logging.INFO) for note in event.notes)
         case RunNoted():
             yield event.note, logging.INFO
+        case ModeChosen() if event.members:
+            yield in_words(run.modes[-1]), logging.INFO
+        case ModeChosen() if event.mode is PassMode.SLICED:
+            yield f"trains by turns, its passes are not shared: {event.reason}", logging.INFO
         case RunStopped():
             yield f"stopped: {event.reason}", logging.INFO
         case RunPruned():

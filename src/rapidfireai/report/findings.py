@@ -61,6 +61,8 @@ class Findings:
     """Those of all runs, had each been trained to its end."""
     knobs: tuple[str, ...]
     """Short names of the knobs in which runs differ."""
+    shared: tuple[Run, ...]
+    """Runs of which it was chosen how their passes through the base are computed."""
     importance: Mapping[str, float]
     """Of each knob: the share of the variance between runs that it explains by itself, 0 to 1."""
 
@@ -120,6 +122,7 @@ def find(store: Store, objective: str | None = None) -> Findings:
         num_steps=sum(run.step for run in runs.values()),
         num_planned=sum(run.num_steps or longest for run in runs.values()),
         knobs=knobs,
+        shared=tuple(run for run in runs.values() if run.modes),
         importance=_importance(standings, knobs),
     )
 

@@ -6,6 +6,7 @@ from html import escape
 from string import Template
 from typing import Final
 
+from rapidfireai.core.modes import gain
 from rapidfireai.report.findings import NUM_LAST, Findings, Standing
 from rapidfireai.report.pictures import learning_curves, parallel_coordinates
 from rapidfireai.report.terminal import saved, shown
@@ -85,6 +86,7 @@ def _sections(findings: Findings) -> Iterable[str]:
     yield _section("Knobs", parallel_coordinates(findings))
     yield _section("What explains the ranking", _importance(findings))
     yield _section("Decisions", _decisions(findings))
+    yield _section("Shared passes", _shared(findings))
 
 
 def _section(title: str, body: str) -> str:
@@ -143,6 +145,29 @@ def _decisions(findings: Findings) -> str:
         for record in findings.decisions
     ]
     return _table(["UTC", "what", "step", "by", "why"], rows, "")
+
+
+def _shared(findings: Findings) -> str:
+    """How passes through the base were computed, and why; empty where there was no choice."""
+    rows = []
+    for run in findings.shared:
+        measured = [choice for choice in run.modes if gain(choice) is not None]
+        for choice in measured or run.modes:
+            times = gain(choice)
+            cells = [
+                f"run {run.id}",
+                choice["kind"] or "all",
+                choice["mode"],
+                "" if times is None else f"{times:.2f}x",
+                choice["reason"],
+                ", ".join(map(str, choice["members"])),
+            ]
+            rows.append((cells, ""))
+    caption = (
+        "Gain: how many times as fast a pass was, measured, when the runs of the gang shared it. "
+        "A run's numbers are the same either way."
+    )
+    return _table(["", "passes", "kept", "gain", "why", "gang"], rows, caption) if rows else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[tuple[Sequence[str], str]], caption: str) -> str:

@@ -5,6 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rapidfireai.core.commands import CommandRecord
+from rapidfireai.core.modes import summary
 from rapidfireai.report.findings import NUM_LAST, Findings, Standing
 
 
@@ -23,6 +24,8 @@ def show(findings: Findings, console: Console) -> None:
     if findings.importance:
         shares = ", ".join(f"{escape(k)} {share:.0%}" for k, share in findings.importance.items())
         console.print(f"what explains the ranking: {shares}")
+    for run in findings.shared:
+        console.print(f"passes of run {run.id}: {escape(summary(run.modes))}", highlight=False)
     for record in findings.decisions:
         console.print(f"- {escape(told(record))}", highlight=False)
 

@@ -53,6 +53,7 @@ def run_detail(run: Run, row: RunRow) -> bytes:
         {
             "config": shown(run.config),
             "resolved": shown(run.resolved),
+            "modes": [shown(choice) for choice in run.modes],
             "notes": [shown_text(note) for note in run.notes],
             "traceback": None if run.traceback is None else shown_text(run.traceback),
             "path": run.path,

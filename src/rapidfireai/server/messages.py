@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from rapidfireai.core.commands import Verb
-from rapidfireai.core.events import MetricSource
+from rapidfireai.core.events import MetricSource, PassMode
 from rapidfireai.core.fork import OptimizerState, Schedule
 from rapidfireai.core.run import RunStatus
 from rapidfireai.server.plain import MASK
@@ -117,6 +117,10 @@ class RunRow(Message):
     )
     fork: dict[str, Any] | None = Field(description="Of a warm-started clone: where it began.")
     error: str | None
+    passes: str = Field(
+        description="How its passes through its base are computed; empty: by turns, as asked for.",
+        examples=["fused: 16 tokens wide 1.62x; sliced: 128 tokens wide 0.91x"],
+    )
     num_notes: int
     deleted_from: RunStatus | None
     undo_until_s: float | None
@@ -133,12 +137,25 @@ class Runs(Message):
     runs: list[RunRow]
 
 
+class ChosenMode(Message):
+    """How a run's passes through its base are computed, of one kind of pass."""
+
+    kind: str = Field(description="Such as `32 tokens wide`; empty: all for which none was chosen.")
+    mode: PassMode
+    reason: str
+    members: list[int] = Field(description="Runs that it was chosen for; empty: not measured.")
+    fused_s: float | None = Field(description="Measured for a run's pass that is shared.")
+    sliced_s: float | None = Field(description="Measured for a run's pass alone.")
+    step: int = Field(description="The run's, when it was chosen.")
+
+
 class RunDetail(Message):
     """All that is known of a run, apart from its metrics."""
 
     row: RunRow
     config: dict[str, Any] = Field(description="As given, after the search has expanded it.")
     resolved: dict[str, Any] = Field(description="The arguments in force.")
+    modes: list[ChosenMode]
     notes: list[str]
     traceback: str | None
     path: str

@@ -21,6 +21,7 @@ from rapidfireai.core.events import (
 )
 from rapidfireai.core.ids import RunId
 from rapidfireai.core.metrics import shown_name
+from rapidfireai.core.modes import summary
 from rapidfireai.core.run import SETTLED, Run, RunStatus
 from rapidfireai.errors import StoreError
 from rapidfireai.paths import ExperimentFolder
@@ -397,6 +398,7 @@ def _as_json(run: Run, row: RunRow, sparkline: list[float | None]) -> dict[str, 
         "modified": {name: shown(value, name) for name, value in run.modified.items()},
         "fork": shown(run.fork),
         "error": None if run.error is None else shown_text(run.error),
+        "passes": shown_text(summary(run.modes)),
         "num_notes": len(run.notes),
         "deleted_from": run.deleted_from,
         "undo_until_s": run.undo_until_s,

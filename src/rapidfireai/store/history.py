@@ -85,6 +85,7 @@ def _unborn(run: Run) -> Run:
         error=None,
         traceback=None,
         notes=(),
+        modes=(),
         pinned=False,
         deleted_from=None,
         undo_until_s=None,

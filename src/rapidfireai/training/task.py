@@ -15,6 +15,8 @@ from rapidfireai.core.events import (
     ChunkFinished,
     Event,
     MetricsLogged,
+    ModeChosen,
+    PassMode,
     RunCompleted,
     RunFailed,
     RunNoted,
@@ -292,16 +294,17 @@ class TrainingTask:
         instrument.stopwatch.add(forward.seconds)
         instrument.stopwatch.start()
 
-    def _join(self, resolved: Resolved) -> str | None:
-        """Let the trainer share its passes, if that is wished and can be; a note of which."""
+    def _join(self, resolved: Resolved) -> None:
+        """Let the trainer share its passes, if that is wished and can be."""
         if not self._parts.spec.fuse:
-            return None
+            return
         reason = why_sliced(self._parts, resolved, self._trainer)
-        if reason is not None:
-            return f"time-sliced, not fused: {reason}"
-        self._is_fused = True
-        FusedBackbone(self._trainer, self._parts, self._ask, self._note)
-        return "fused: shares its passes through the base with other runs"
+        mode = PassMode.FUSED if reason is None else PassMode.SLICED
+        if reason is None:
+            self._is_fused = True
+            FusedBackbone(self._trainer, self._parts, self._ask, self._note)
+            reason = "shares its passes through the base with other runs"
+        self._notes.append(ModeChosen(run_id=self._run_id, mode=mode, reason=reason))
 
     def _train(self, fiber: "Fiber[_Asked, list[Event] | Request]") -> list[Event]:
         """The fiber's body: the run from its first line to its last event."""
@@ -376,19 +379,14 @@ class TrainingTask:
             )
         self._forgotten = Forgotten(self._trainer, parts.base.storages())
         notes = () if parts.spec.fork is None else parts.spec.fork.notes
-        joined = self._join(resolved)
+        self._join(resolved)
         self._instrument = Instrument(
             self._run_id,
             self._trainer,
             num_chunks=parts.spec.num_chunks,
             pause=self._pause,
             resolved=resolved.to_json(),
-            notes=(
-                *resolved.notes,
-                *parts.notes,
-                *notes,
-                *([] if joined is None else [joined]),
-            ),
+            notes=(*resolved.notes, *parts.notes, *notes),
             scoring=scoring,
             resumption=resumption,
         )

@@ -53,6 +53,13 @@ class Forward:
         return bucket_width(self.rows.num_tokens)
 
     @property
+    def kind(self) -> str:
+        """Which passes cost alike, for people to read as well."""
+        precision = "" if self.autocast is None else f", {str(self.autocast).rpartition('.')[2]}"
+        purpose = "" if self.trains else ", in evaluation"
+        return f"{self.width} tokens wide{precision}{purpose}"
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that the request puts into a pass, padding included."""
         return self.rows.num_rows * self.width
@@ -92,7 +99,9 @@ class Gang:
 
     def __init__(self, device: torch.device, max_tokens: int = KNEE_TOKENS) -> None:
         self.max_tokens = max_tokens
-        self._device = device
+        self.device = device
+        self.num_splits = 0
+        """How often a pass had to be split."""
         self._backbones: dict[int, SharedBackbone] = {}
         # In a thread of its own: the caller's grad mode, autocast and the like are not the runs'.
         self._fiber: Fiber[Callable[[], None], BaseException | None] | None = None
@@ -201,6 +210,7 @@ class Gang:
         backbone.backward(grads)
 
     def _half(self, requests: list[Forward], error: BaseException) -> list[Forward]:
+        self.num_splits += 1
         logger.warning("a pass of %d runs failed, half of them go on: %s", len(requests), error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             self.max_tokens = sum(request.num_tokens for request in requests) // 2
@@ -225,7 +235,7 @@ class Gang:
         key = id(request.base.model)
         if key not in self._backbones:
             tree = request.base.clone(private=False)
-            self._backbones[key] = SharedBackbone(tree.base_model, self._device)  # type: ignore[arg-type]
+            self._backbones[key] = SharedBackbone(tree.base_model, self.device)  # type: ignore[arg-type]
         return self._backbones[key]
 
     def _call(self, job: Callable[[], None]) -> BaseException | None:
@@ -238,8 +248,8 @@ class Gang:
     def _serve(
         self, fiber: Fiber[Callable[[], None], BaseException | None]
     ) -> BaseException | None:
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         error: BaseException | None = None
         while True:
             job = fiber.pause(error)

@@ -4,13 +4,17 @@ Tasks that share passes through their base, a gang, work on their chunks togethe
 next pass; a task that does not is let alone for a whole chunk.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
 
 from rapidfireai.core.events import (
     ChunkFinished,
     Event,
     MetricsLogged,
     MetricSource,
+    PassMode,
     RunCompleted,
     RunFailed,
     RunStopped,
@@ -19,6 +23,7 @@ from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.scheduler import Assign
 from rapidfireai.workers.gang import Backward, Forward, Gang
 from rapidfireai.workers.memory import MemoryTiers
+from rapidfireai.workers.modes import PassModes
 from rapidfireai.workers.task import Task, Workload
 from rapidfireai.workers.telemetry import DeviceMonitor, own_bytes
 
@@ -39,6 +44,7 @@ class InProcessExecutor:
         memory: Keeps them within the device's memory.
         monitor: Of the device.
         gang: Answers tasks that share passes.
+        modes: Chooses which of them do.
         num_workers: Orders that may be open at a time: the most tasks that share a pass.
     """
 
@@ -48,12 +54,14 @@ class InProcessExecutor:
         memory: MemoryTiers,
         monitor: DeviceMonitor,
         gang: Gang,
+        modes: PassModes,
         num_workers: int = 1,
     ) -> None:
         self._workload = workload
         self._memory = memory
         self._monitor = monitor
         self._gang = gang
+        self._modes = modes
         self._workers = tuple(map(WorkerId, range(num_workers)))
         self._tasks: dict[RunId, Task] = {}
         self._open: dict[RunId, int] = {}
@@ -63,6 +71,8 @@ class InProcessExecutor:
         self._current: Task | None = None
         """The last that worked; the process's state may still be its own."""
         self._interrupted = False
+        self._own_s: float | None = None
+        """What runs did by themselves during the pass that is measured; None while none is."""
 
     @property
     def workers(self) -> Sequence[WorkerId]:
@@ -119,23 +129,62 @@ class InProcessExecutor:
     def _pass_on(self, run_ids: list[RunId]) -> list[Event]:
         """Take runs that wait for a forward pass through that and the backward pass."""
         runs = {id(self._tasks[run_id].request): run_id for run_id in run_ids}
-        requests = [self._tasks[run_id].request for run_id in run_ids]
+        requests = [r for r in (self._tasks[i].request for i in run_ids) if isinstance(r, Forward)]
         events: list[Event] = []
-        for cohort in self._gang.cohorts([r for r in requests if isinstance(r, Forward)]):
-            left = cohort
-            while left:
-                answered = self._gang.forward(left)
-                left = left[len(answered) :]
-                members = [runs[id(request)] for request in answered]
-                for run_id in members:
-                    events += self._resume(run_id)
-                asking = [
-                    task.request
-                    for task in map(self._tasks.get, members)
-                    if task is not None and isinstance(task.request, Backward)
-                ]
-                self._gang.backward(answered, asking)
+        for cohort in self._gang.cohorts(requests):
+            gang = [runs[id(r)] for r in requests if r.base is cohort[0].base]
+            if len(cohort) == 1:
+                events += self._through(cohort, runs)
+            else:
+                events += self._in_chosen_mode(cohort, runs, gang)
+        return [*self._modes.take_events(), *events]
+
+    def _in_chosen_mode(
+        self, cohort: list[Forward], runs: Mapping[int, RunId], gang: Sequence[RunId]
+    ) -> list[Event]:
+        """Take runs through a pass together or one by one, as is chosen, and measure it if that
+        is not settled yet."""
+        kind = cohort[0].kind
+        mode, trial = self._modes.choose(kind, gang)
+        num_splits = self._gang.num_splits
+        begin_s = 0.0
+        if trial is not None:
+            begin_s, self._own_s = self._now_s(), 0.0
+        events: list[Event] = []
+        for part in [cohort] if mode is PassMode.FUSED else [[request] for request in cohort]:
+            events += self._through(part, runs)
+        if trial is not None:
+            assert self._own_s is not None, "it is measured"
+            seconds, self._own_s = self._now_s() - begin_s - self._own_s, None
+            if self._gang.num_splits == num_splits:
+                num_tokens = sum(request.num_tokens for request in cohort)
+                self._modes.took(kind, seconds, num_tokens, len(cohort))
         return events
+
+    def _through(self, left: list[Forward], runs: Mapping[int, RunId]) -> list[Event]:
+        """Take runs through a pass together, or through fewer at a time where there is no memory
+        for that."""
+        events: list[Event] = []
+        while left:
+            answered = self._gang.forward(left)
+            left = left[len(answered) :]
+            members = [runs[id(request)] for request in answered]
+            for run_id in members:
+                events += self._resume(run_id)
+            asking = [
+                task.request
+                for task in map(self._tasks.get, members)
+                if task is not None and isinstance(task.request, Backward)
+            ]
+            self._gang.backward(answered, asking)
+        return events
+
+    def _now_s(self) -> float:
+        """Seconds, to tell what a pass takes: of the processor, or where a GPU does the work."""
+        if self._gang.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize(self._gang.device)
+        return time.perf_counter()
 
     def _resume(self, run_id: RunId) -> list[Event]:
         task = self._tasks[run_id]
@@ -143,7 +192,12 @@ class InProcessExecutor:
             self._memory.before_training(run_id)
             self._begun.add(run_id)
         self._turn_to(task)
-        events = list(task.resume())
+        if self._own_s is None:
+            events = list(task.resume())
+        else:
+            begin_s = self._now_s()
+            events = list(task.resume())
+            self._own_s += self._now_s() - begin_s
         self._interrupted |= task.interrupted
         if events:
             self._settle(run_id, task, events)
