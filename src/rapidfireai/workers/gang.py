@@ -206,6 +206,7 @@ class Gang:
             [request.rows for request in requests],
             autocast=requests[0].autocast,
             checkpointing=any(request.checkpointing for request in requests),
+            trains=True,
         )
         backbone.backward(grads)
 
