@@ -85,6 +85,23 @@ def test_runs_values_events_and_commands_arrive(lab: Laboratory, tmp_path: Path)
     talk(tmp_path, conversation)
 
 
+def test_what_a_command_does_is_told_without_waiting_for_the_next_look(
+    lab: Laboratory, tmp_path: Path
+) -> None:
+    async def conversation() -> None:
+        app = application(tmp_path, poll_s=3600)
+        follower = Follower(app)
+        assert (await follower.next()).kind == "hello"
+        lab.store.submit(Command(verb=Verb.PIN, run_id=RunId(1)), lab.now_s)
+        app.streams.hurry("nobody follows this one")
+        app.streams.hurry("first")
+        told = await follower.until("batch", lambda data: data["commands"])
+        assert told.data["commands"][0]["verb"] == "pin"
+        await follower.leave()
+
+    asyncio.run(asyncio.wait_for(conversation(), 60))
+
+
 async def all_steps(follower: Follower, last: int) -> list[int]:
     """Steps of run 1 that arrive until `last` does."""
     steps: list[int] = []

@@ -362,6 +362,7 @@ async def give_commands(
     records = await anyio.to_thread.run_sync(
         lambda: give(folder, _commands(given), wait_s=given.wait_s), limiter=service.giving
     )
+    service.streams.hurry(experiment)
     return JsonAnswer(
         {"last": records[-1].id, "commands": [command_message(one) for one in records]}
     )
