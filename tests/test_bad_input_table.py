@@ -163,6 +163,11 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
             (-1, "memory_limit_gib=-1 cannot be used"),
         ],
         "host_memory_limit_gib": [(-0.5, "host_memory_limit_gib=-0.5 cannot be used; it has to")],
+        "tool_timeout_s": [
+            (0, "tool_timeout_s=0 cannot be used; it has to be a number > 0, or None for no limit"),
+            ("1m", "tool_timeout_s='1m' cannot be used"),
+            (True, "tool_timeout_s=True cannot be used"),
+        ],
         "checkpoint_every_s": [
             (-1, "checkpoint_every_s=-1 cannot be used; it has to be a number >= 0"),
             ("1m", "checkpoint_every_s='1m' cannot be used"),

@@ -14,6 +14,7 @@
     ├── TrackerError                      a tracker does not take what it is sent
     │   └── TrackerRefusedError           nor will it before somebody changes something
     ├── IllegalTransitionError            an event that a run's status does not allow
+    ├── RewardError                       a reward function raised, or returned no rewards
     ├── DivergedError                     a run's loss is not finite any more
     ├── SharedWeightsError                a run wrote to weights that it shares with others
     └── NeverYieldedError                 a trainer trained without ever offering a pause
@@ -85,6 +86,10 @@ class IllegalTransitionError(RapidFireError):
         self.run_id = run_id
         self.status = status
         self.event = event
+
+
+class RewardError(RapidFireError):
+    """A reward function raised, or returned something else than a reward for each completion."""
 
 
 class DivergedError(RapidFireError):

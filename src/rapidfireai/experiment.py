@@ -154,6 +154,7 @@ class Experiment:
         memory_limit_gib: float | None = None,
         host_memory_limit_gib: float | None = None,
         checkpoint_every_s: float = 60.0,
+        tool_timeout_s: float | None = 300.0,
         policy: Any = None,
         trackers: Sequence[str | Settings | Listener] | None = None,
         fuse: str = "off",
@@ -188,6 +189,8 @@ class Experiment:
                 those beyond it go to disk. None: no limit.
             checkpoint_every_s: Seconds of a run's own training between two checkpoints, at least;
                 more where writing one takes more than a fiftieth of that.
+            tool_timeout_s: Seconds that one call of a tool, or of an environment's method, may
+                take; a run whose tool takes longer fails. None: no limit.
             policy: What prunes, resumes and clones runs by what they measure at the ends of chunks:
                 "auto" for the recommended one, a policy of `rapidfireai.policies` or of your own,
                 or a list of these. None leaves every run to its end.
@@ -229,6 +232,7 @@ class Experiment:
             memory_limit_gib=memory_limit_gib,
             host_memory_limit_gib=host_memory_limit_gib,
             checkpoint_every_s=checkpoint_every_s,
+            tool_timeout_s=tool_timeout_s,
             policy=policy,
             trackers=trackers,
             fuse=fuse,

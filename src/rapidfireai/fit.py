@@ -303,6 +303,7 @@ class Fit:
             num_chunks=request.num_chunks,
             device=self._device,
             checkpoint_every_s=request.checkpoint_every_s,
+            tool_timeout_s=request.tool_timeout_s,
             fuse=request.fuse != "off",
         )
 

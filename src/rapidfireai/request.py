@@ -34,6 +34,7 @@ class FitRequest:
     memory_limit_gib: float | None
     host_memory_limit_gib: float | None
     checkpoint_every_s: float
+    tool_timeout_s: float | None
     policy: Any
     trackers: Sequence[str | Settings | Listener] | None
     fuse: str = "off"
@@ -65,6 +66,7 @@ class FitRequest:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} has to be a function that takes {takes}"
                 )
+        _check_limit("tool_timeout_s", self.tool_timeout_s)
         self._check_values()
         self._check_hooks()
 
@@ -113,6 +115,15 @@ class FitRequest:
         if self.trackers is None:
             return chosen(None)
         return chosen([item for item in self.trackers if is_tracker(item)])
+
+
+def _check_limit(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(
+            f"{name}={value!r} cannot be used; it has to be a number > 0, or None for no limit"
+        )
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

@@ -135,15 +135,18 @@ def quiet_libraries() -> Iterator[None]:
     # catch_warnings: a training in the background would undo what the user sets meanwhile.
     known = list(warnings.filters)
     warnings.filterwarnings("ignore", "`.*gradient_checkpointing.*` is deprecated", FutureWarning)
-    ignored = warnings.filters[0]
+    # Said once more by a note on every such run.
+    warnings.filterwarnings("ignore", "You are using '(rollout_func|environment_factory)'")
+    ignored = warnings.filters[:2]
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     datasets.enable_caching()
     try:
         yield
     finally:
-        if ignored not in known and ignored in warnings.filters:
-            warnings.filters.remove(ignored)  # type: ignore[attr-defined]
+        for one in ignored:
+            if one not in known and one in warnings.filters:
+                warnings.filters.remove(one)  # type: ignore[attr-defined]
         if not bars:
             datasets.enable_progress_bars()
         if transformers_bars:

@@ -15,6 +15,7 @@ from rapidfireai.training.config import RunConfig
 from rapidfireai.training.registry import TRAINERS, TrainerSpec, trainer_spec
 
 _SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+_EXPERIMENTAL_ARGUMENTS = ("environment_factory", "rollout_func")
 _MODEL_KEYS = ("model_name", "model_type", "model_kwargs", "tokenizer", "tokenizer_kwargs")
 
 
@@ -34,6 +35,11 @@ def run_config(config: RFModelConfig, trainer_type: str | None = None) -> RunCon
     notes = [*config.notes, *training.notes, *(peft.notes if peft else ())]
     if training.spec.experimental:
         notes.append(f"{training.spec.name} is experimental in TRL: it may change in any release")
+    notes += [
+        f"{name} is experimental in TRL: it may change in any release"
+        for name in _EXPERIMENTAL_ARGUMENTS
+        if trainer_kwargs.get(name) is not None
+    ]
     compute_metrics, generation_config = config.compute_metrics, config.generation_config
     if compute_metrics is not None and generation_config is None:
         _check_own_metrics(training.spec)

@@ -23,6 +23,8 @@ from rapidfireai.training.formatting import AnyDataset
 from rapidfireai.training.manifest import checkpoints_folder
 from rapidfireai.training.reference import COMPARING, SharedReference
 from rapidfireai.training.registry import trainer_spec
+from rapidfireai.training.rewards import checked_rewards
+from rapidfireai.training.tools import TimeLimit, limited_tools
 from rapidfireai.workers.shared_weights import Base
 
 TRAINED_ADAPTER = "default"
@@ -54,6 +56,8 @@ class RunSpec:
     device: torch.device
     checkpoint_every_s: float = 60.0
     """Seconds of the run's own training between two checkpoints, at least."""
+    tool_timeout_s: float | None = None
+    """Seconds for one call of a tool; None: no limit."""
     fork: Fork | None = None
     """Where a warm clone begins; None begins at step 0."""
     fuse: bool = False
@@ -137,6 +141,7 @@ class RunParts:
             given["ref_model"] = self._reference(model, resolved)
         if resolved.peft_config is not None:
             given["peft_config"] = resolved.peft_config
+        self._guard(given)
         shared = self._shared_reference(resolved)
         if shared:
             given["callbacks"] = [*(given.get("callbacks") or ()), *shared]
@@ -165,6 +170,13 @@ class RunParts:
         ):
             return []
         return [SharedReference(self.base, config.trainer_type, resolved.args)]
+
+    def _guard(self, given: dict[str, Any]) -> None:
+        """Put checks and limits around the user's functions that a trainer calls."""
+        limit = TimeLimit(self.spec.tool_timeout_s)
+        given.update(limited_tools(given, limit))
+        if given.get("reward_funcs") is not None:
+            given["reward_funcs"] = checked_rewards(given["reward_funcs"], before=limit.check)
 
     def _reference(self, model: torch.nn.Module, resolved: Resolved) -> torch.nn.Module | None:
         """The reference model for `model`; None where TRL finds it in the model itself."""
