@@ -75,6 +75,6 @@ clean:  ## remove the environment and all caches
 
 # MLflow without its dependencies: it wants an older pyarrow than the rest, and more than is used of it.
 .venv/dev: .venv/demo
-	$(PIP) --editable ".[demo,dev,search,server,tensorboard,trackio,wandb]" mlflow-skinny flask flask-cors
+	$(PIP) --editable ".[agents,demo,dev,search,server,tensorboard,trackio,wandb]" mlflow-skinny flask flask-cors
 	$(PIP) --no-deps mlflow mlflow-tracing graphene graphql-relay
 	touch $@

@@ -49,6 +49,7 @@ from rapidfireai.training import arguments, fork_check, registry
 from rapidfireai.training.columns import FORMATS, Schema
 from rapidfireai.training.registry import TRAINERS, DataKind, TrainerSpec
 from rapidfireai.workers.memory import Tier
+from tests.training import agents
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "rapidfireai"
@@ -115,6 +116,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     tiny_model(hidden_size=16, num_layers=1).save_pretrained(folder / MODEL)
     tiny_tokenizer().save_pretrained(folder / MODEL)
+    agents.teach(folder / "Qwen/Qwen3-0.6B", num_steps=0)
     pairs = [
         {
             "chosen": [_message("user", row["prompt"]), _message("assistant", row["chosen"])],

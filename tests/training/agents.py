@@ -131,8 +131,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return trained
 
 
-def teach(folder: Path) -> None:
-    """Write a model that opens doors at random, and its tokenizer."""
+def teach(folder: Path, num_steps: int = 80) -> None:
+    """Write a model that opens doors at random, and its tokenizer; untaught with 0 steps."""
     tokenizer = _tokenizer()
     torch.manual_seed(1)
     torch.set_num_threads(1)
@@ -159,7 +159,7 @@ def teach(folder: Path) -> None:
         # What the model says: from the third turn on, after the system's and the user's.
         row[: int((line == start).nonzero()[2])] = -100
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(80):
+    for _ in range(num_steps):
         loss = model(**ids, labels=labels).loss
         loss.backward()
         optimizer.step()
