@@ -257,7 +257,7 @@ disguised(Stuck.open_door)
 
 def test_a_tool_that_hangs_ends_its_run_only(model: Path, tmp_path: Path) -> None:
     args = arguments(max_steps=3)
-    hanging = [
+    hanging: list[dict[str, Any]] = [
         {"tools": [disguised(waits)], "reward_funcs": [tried]},
         {"tools": [disguised(waits_too)], "reward_funcs": [tried]},
         {"environment_factory": Stuck, "reward_funcs": [tried]},
