@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rapidfireai._version import __version__
-from rapidfireai.commandline import files, listings, reports, server, training, verbs
+from rapidfireai.commandline import files, listings, reports, server, trackers, training, verbs
 from rapidfireai.errors import RapidFireError
 
 
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="write JSON, for programs")
     doctor.set_defaults(verb=_doctor)
 
-    for group in (training, listings, verbs, files, server, reports):
+    for group in (training, listings, verbs, files, server, reports, trackers):
         group.add(commands)
     return parser
 

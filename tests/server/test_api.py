@@ -13,7 +13,7 @@ from rapidfireai.core.commands import CommandStatus
 from rapidfireai.core.events import ChunkAssigned, MetricSource, RunRecovered
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.run import RunStatus
-from rapidfireai.server.plain import MASK
+from rapidfireai.store.plain import MASK
 from tests.server.laboratory import Laboratory, application, client, filled, laboratory, queued
 
 BASE = "/api/v1/experiments"

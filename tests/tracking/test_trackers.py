@@ -124,7 +124,7 @@ def test_it_holds_what_the_store_holds_also_after_kills(tracker: Settings, story
     found, runs = check(tracker, story), story.runs()
     for name, one in found.items():
         state = as_text(one.state)
-        assert as_text(one.parameters) == as_text(parameters(runs[name].config))
+        assert as_text(one.parameters) == as_text(parameters(runs[name]))
         assert state["status"] == runs[name].status
         assert state["run"] == str(runs[name].id)
         assert state["step"] == str(runs[name].step)

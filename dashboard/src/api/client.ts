@@ -2,7 +2,7 @@
 
 import type {
   Checked, CommandMessage, CommandRequest, Configs, Experiment, Knob, LogPart, MetricName,
-  RunDetail, Runs, SeriesOfRuns, ServerStatus, Timeline, XAxis,
+  RunDetail, Runs, SeriesOfRuns, ServerStatus, Timeline, Tracker, XAxis,
 } from "./types";
 
 const BASE = "/api/v1";
@@ -50,6 +50,8 @@ export const api = {
   experiments: () =>
     request<{ experiments: Experiment[] }>("/experiments").then((answer) => answer.experiments),
   experiment: (name: string) => request<Experiment>(of(name)),
+  trackers: (name: string) =>
+    request<{ trackers: Tracker[] }>(`${of(name)}/trackers`).then((answer) => answer.trackers),
   runs: (name: string) => request<Runs>(`${of(name)}/runs`),
   run: (name: string, runId: number) => request<RunDetail>(`${of(name)}/runs/${runId}`),
   configs: (name: string) => request<Configs>(`${of(name)}/configs`),

@@ -57,6 +57,18 @@ export interface Experiment {
   best: Best | null;
 }
 
+export interface Tracker {
+  name: string;
+  state: "current" | "sending" | "failing" | "behind";
+  where: string;
+  num_waiting: number;
+  num_runs_waiting: number;
+  problem: string | null;
+  since_s: number | null;
+  told: string;
+  page: string | null;
+}
+
 export interface RunRow {
   run_id: number;
   name: string;
@@ -112,6 +124,7 @@ export interface RunDetail {
   notes: string[];
   traceback: string | null;
   path: string;
+  mlflow_page: string | null;
 }
 
 export interface Configs {

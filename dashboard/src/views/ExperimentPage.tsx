@@ -20,6 +20,7 @@ import { ParallelView } from "./ParallelView";
 import { RunPage } from "./RunPage";
 import { RunsView } from "./RunsView";
 import { TimelineView } from "./TimelineView";
+import { TrackerLine } from "./TrackerLine";
 
 interface Props {
   name: string;
@@ -70,6 +71,7 @@ function Opened({ view, theme, onToggleTheme }: Omit<Props, "name">) {
         <>
           <Tabs tab={view.tab} />
           <Banner />
+          <TrackerLine name={store.name} />
           <Tabbed view={view} onClone={setCloned} onHelp={() => setHasHelp(true)} hasDialog={cloned !== null || hasHelp} />
         </>
       )}

@@ -152,6 +152,9 @@ function Detail({ row }: { row: RunRow }) {
       <section aria-label="Folder">
         <h2>Folder</h2>
         <p><code className="path">{detail.path}</code></p>
+        {detail.mlflow_page !== null && (
+          <p><a href={detail.mlflow_page} target="_blank" rel="noreferrer">This run in MLflow</a></p>
+        )}
       </section>
     </>
   );

@@ -9,11 +9,14 @@ from rapidfireai.core.events import Json, MetricSource
 from rapidfireai.core.metrics import is_maximised, shown_name
 from rapidfireai.core.run import Run
 from rapidfireai.server.knobs import Knob
-from rapidfireai.server.plain import MASK, encoded, finite, is_secret, shown, shown_text
+from rapidfireai.server.mlflow_ui import page_of
 from rapidfireai.server.series import Metric, Point, interpolated
 from rapidfireai.server.timeline import Timeline
 from rapidfireai.server.view import Batch, RunRow, View
 from rapidfireai.store import EventRow
+from rapidfireai.store.plain import MASK, encoded, finite, is_secret, shown, shown_text
+from rapidfireai.tracking import MLflow
+from rapidfireai.tracking.status import trackers_of
 
 _WITH_THE_RUN: Final = frozenset({"run_id", "resolved", "traceback"})
 """Fields of events that are not repeated with them."""
@@ -29,6 +32,18 @@ def command_message(record: CommandRecord) -> dict[str, Json]:
         "modify": {name: shown(value, name) for name, value in record.command.modify.items()},
         "outcome": shown_text(record.outcome),
     }
+
+
+def trackers_answer(view: View) -> list[Json]:
+    """Each as `messages.Tracker`."""
+    return [
+        {
+            **asdict(one),
+            "told": one.told(),
+            "page": page_of(view.folder) if one.name == MLflow.name else None,
+        }
+        for one in trackers_of(view.folder, view.reader)
+    ]
 
 
 def event_message(row: EventRow) -> dict[str, Json]:
@@ -47,7 +62,7 @@ def event_message(row: EventRow) -> dict[str, Json]:
     }
 
 
-def run_detail(run: Run, row: RunRow) -> bytes:
+def run_detail(run: Run, row: RunRow, mlflow_page: str | None) -> bytes:
     """As `messages.RunDetail`."""
     detail = encoded(
         {
@@ -57,6 +72,7 @@ def run_detail(run: Run, row: RunRow) -> bytes:
             "notes": [shown_text(note) for note in run.notes],
             "traceback": None if run.traceback is None else shown_text(run.traceback),
             "path": run.path,
+            "mlflow_page": mlflow_page,
         }
     )
     return b'{"row":' + row.json + b"," + detail[1:]

@@ -31,17 +31,19 @@ from rapidfireai.server.answers import (
     runs_answer,
     series_answer,
     timeline_message,
+    trackers_answer,
     used_values,
 )
 from rapidfireai.server.catalog import Catalog
 from rapidfireai.server.knobs import differences, forecast, knobs
 from rapidfireai.server.limits import TokenBucket
 from rapidfireai.server.log import log_part
-from rapidfireai.server.plain import encoded
+from rapidfireai.server.mlflow_ui import page_of
 from rapidfireai.server.series import Metric, Point
 from rapidfireai.server.stream import Streams
 from rapidfireai.server.timeline import KINDS, timeline
 from rapidfireai.server.view import RunRow, View, differing
+from rapidfireai.store.plain import encoded
 
 PREFIX: Final = "/api/v1"
 
@@ -181,6 +183,14 @@ def show_experiment(experiment: ExperimentName, service: InService) -> Response:
 
 
 @router.get(
+    "/experiments/{experiment}/trackers", response_model=messages.Trackers, tags=["experiments"]
+)
+def list_trackers(view: InView) -> Response:
+    """The experiment's trackers: what each of them has not been told yet, and why."""
+    return JsonAnswer({"trackers": trackers_answer(view)})
+
+
+@router.get(
     "/experiments/{experiment}/runs",
     response_model=messages.Runs,
     responses=_NOT_MODIFIED,
@@ -202,7 +212,7 @@ def list_runs(request: Request, view: InView, since: Number = 0) -> Response:
 def show_run(view: InView, run_id: RunInPath) -> Response:
     """All that is known of a run: configuration, arguments in force, notes, traceback."""
     run, row = _run(view, run_id)
-    return JsonAnswer(run_detail(run, row))
+    return JsonAnswer(run_detail(run, row, page_of(view.folder, run.id)))
 
 
 @router.get("/experiments/{experiment}/configs", response_model=messages.Configs, tags=["runs"])

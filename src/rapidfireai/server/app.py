@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import anyio.to_thread
 from fastapi import FastAPI, Request
@@ -20,6 +21,8 @@ from rapidfireai.errors import ConfigError, ExperimentPathError, RapidFireError,
 from rapidfireai.server import api
 from rapidfireai.server.catalog import Catalog, UnknownExperimentError
 from rapidfireai.server.limits import TokenBucket
+from rapidfireai.server.mlflow_ui import PREFIX as MLFLOW_PREFIX
+from rapidfireai.server.mlflow_ui import Asked, MLflowPages, content_policy
 from rapidfireai.server.pages import BUILT, Pages
 from rapidfireai.server.security import Access, Gate
 from rapidfireai.server.stream import POLL_S, Streams, TooManyListenersError
@@ -75,6 +78,7 @@ def create_app(settings: ServerSettings) -> Application:
     """The application."""
     catalog = Catalog(settings.root)
     streams = Streams(catalog, settings.poll_s)
+    mlflow = MLflowPages()
     service = api.Service(
         catalog=catalog,
         streams=streams,
@@ -89,6 +93,7 @@ def create_app(settings: ServerSettings) -> Application:
         yield
         streams.close()
         catalog.close()
+        mlflow.close()
 
     app = FastAPI(
         title="RapidFire AI",
@@ -102,6 +107,7 @@ def create_app(settings: ServerSettings) -> Application:
     app.state.service = service
     app.include_router(api.router)
     _handle_errors(app)
+    _serve_mlflow(app, catalog, mlflow)
     _serve_pages(app, Pages(settings.static))
     access = Access(
         token=settings.token,
@@ -109,7 +115,24 @@ def create_app(settings: ServerSettings) -> Application:
         port=settings.port,
         failures=TokenBucket(*_FAILURES, settings.clock),
     )
-    return Application(Gate(app, access, "/api"), streams)
+    return Application(Gate(app, access, "/api", content_policy), streams)
+
+
+def _serve_mlflow(app: FastAPI, catalog: Catalog, mlflow: MLflowPages) -> None:
+    @app.api_route(
+        MLFLOW_PREFIX + "/{experiment}/{path:path}",
+        methods=["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"],
+        include_in_schema=False,
+    )
+    async def forward(experiment: str, path: str, request: Request) -> Response:
+        asked = Asked(
+            method=request.method,
+            path=f"{quote(path)}?{request.url.query}",
+            headers=request.headers,
+            body=await request.body(),
+        )
+        folder = await anyio.to_thread.run_sync(catalog.folder, experiment)
+        return await anyio.to_thread.run_sync(mlflow.answer, folder, asked)
 
 
 def _serve_pages(app: FastAPI, pages: Pages) -> None:

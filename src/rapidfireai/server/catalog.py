@@ -18,8 +18,8 @@ from rapidfireai.core.metrics import is_maximised
 from rapidfireai.core.run import SETTLED, RunStatus
 from rapidfireai.errors import ExperimentPathError, RapidFireError, StoreError
 from rapidfireai.paths import ExperimentFolder
-from rapidfireai.server.plain import finite, shown
 from rapidfireai.server.view import RunRow, View
+from rapidfireai.store.plain import finite, shown
 
 MAX_OPEN: Final = 6
 """Experiments that are kept open though nobody looks at them."""

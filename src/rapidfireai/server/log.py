@@ -6,7 +6,7 @@ from typing import Final
 
 from rapidfireai.core.events import Json
 from rapidfireai.core.ids import RunId
-from rapidfireai.server.plain import shown_text
+from rapidfireai.store.plain import shown_text
 
 MAX_BYTES: Final = 1 << 18
 """Of the log that are read at once."""

@@ -14,7 +14,8 @@ from rapidfireai.core.commands import Verb
 from rapidfireai.core.events import MetricSource, PassMode
 from rapidfireai.core.fork import OptimizerState, Schedule
 from rapidfireai.core.run import RunStatus
-from rapidfireai.server.plain import MASK
+from rapidfireai.store.plain import MASK
+from rapidfireai.tracking.status import TrackerState
 
 MAX_COMMANDS: Final = 1000
 """In one request."""
@@ -85,6 +86,29 @@ class Experiments(Message):
     """All experiments, the latest first."""
 
     experiments: list[Experiment]
+
+
+class Tracker(Message):
+    """A tracker of an experiment, and how far it has been told."""
+
+    name: str = Field(examples=["mlflow"])
+    state: TrackerState = Field(
+        description="current: it holds everything. sending: a process sends the rest. failing: it "
+        "does not take anything, which is tried again. behind: nobody sends the rest."
+    )
+    where: str
+    num_waiting: int = Field(description="Values that it does not hold yet.")
+    num_runs_waiting: int = Field(description="Runs of which it lacks the latest event.")
+    problem: str | None
+    since_s: float | None = Field(description="Since when it has failed.")
+    told: str = Field(description="The state in a few words.")
+    page: str | None = Field(description="Path of its own page on this server.")
+
+
+class Trackers(Message):
+    """All trackers that an experiment ever had."""
+
+    trackers: list[Tracker]
 
 
 class RunRow(Message):
@@ -159,6 +183,7 @@ class RunDetail(Message):
     notes: list[str]
     traceback: str | None
     path: str
+    mlflow_page: str | None = Field(description="Where a browser finds it in MLflow, if at all.")
 
 
 class Configs(Message):

@@ -14,7 +14,7 @@ here: no route, no file, no description of the API.
 import asyncio
 import hmac
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rapidfireai.server.limits import TokenBucket
 from rapidfireai.server.pages import page
-from rapidfireai.server.plain import encoded
+from rapidfireai.store.plain import encoded
 
 MAX_BODY_BYTES: Final = 1 << 20
 
@@ -98,12 +98,20 @@ class Gate:
         app: What is behind it.
         access: Who may pass.
         api_prefix: Paths below it are answered in JSON, others in HTML.
+        policy: The content policy of a host's path, where it is another than ours.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, api_prefix: str) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        api_prefix: str,
+        policy: Callable[[str, str], str | None] = lambda host, path: None,
+    ) -> None:
         self._app = app
         self._access = access
         self._api_prefix = api_prefix
+        self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request pass, or answer it."""
@@ -113,8 +121,11 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        send = _with_headers(send, is_api=self._is_api(scope))
         answer = self._checked(scope)
+        policy = None
+        if answer is None:  # the host is the server's
+            policy = self._policy(Headers(scope=scope)["host"], scope["path"])
+        send = _with_headers(send, is_api=self._is_api(scope), policy=policy)
         if answer is None and scope["method"] in _UNSAFE:
             received = await _body(receive, Headers(scope=scope))
             if isinstance(received, Response):
@@ -219,12 +230,14 @@ def _once(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _with_headers(send: Send, *, is_api: bool) -> Send:
+def _with_headers(send: Send, *, is_api: bool, policy: str | None) -> Send:
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():
                 headers[name] = value
+            if policy is not None:
+                headers["Content-Security-Policy"] = policy
             if is_api:
                 headers.setdefault("Cache-Control", "private, no-cache")
         await send(message)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rapidfireai.core.events import Json
+from rapidfireai.server.answers import trackers_answer
 from rapidfireai.server.catalog import Catalog
 from rapidfireai.server.home import ServerHome
 
@@ -16,7 +17,7 @@ def status(home_path: Path, experiments: Path) -> dict[str, Json]:
 
     Returns:
         JSON: `server`, None if none runs, with the `link` that lets a browser in; `experiments`,
-        each as `messages.Experiment`.
+        each as `messages.Experiment`, with its `trackers` as `messages.Tracker`.
     """
     home = ServerHome(home_path)
     record = home.running()
@@ -32,10 +33,18 @@ def status(home_path: Path, experiments: Path) -> dict[str, Json]:
         experiments = Path(record.experiments)
     catalog = Catalog(experiments)
     try:
-        summaries = catalog.summaries()
+        summaries = [
+            {**one, "trackers": [] if one["problem"] is not None else _trackers(catalog, one)}
+            for one in catalog.summaries()
+        ]
     finally:
         catalog.close()
     return {"server": server, "experiments_path": str(experiments), "experiments": summaries}
+
+
+def _trackers(catalog: Catalog, summary: dict[str, Json]) -> list[Json]:
+    with catalog.view(summary["name"]) as view:
+        return trackers_answer(view)
 
 
 def told(found: dict[str, Json]) -> list[str]:
@@ -52,4 +61,5 @@ def told(found: dict[str, Json]) -> list[str]:
         counts = ", ".join(f"{num} {name}" for name, num in one["statuses"].items())
         by = f" by process {one['trained_by']}" if one["trained_by"] else ""
         lines.append(f"  {one['name']}: {one['state']}{by}, {one['progress']:.0%} ({counts})")
+        lines += [f"    {tracker['name']}: {tracker['told']}" for tracker in one["trackers"]]
     return lines if found["experiments"] else [*lines, "  none"]

@@ -20,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 from rapidfireai.errors import RapidFireError
 from rapidfireai.server.answers import batch_answer
 from rapidfireai.server.catalog import Catalog
-from rapidfireai.server.plain import encoded
 from rapidfireai.server.view import View
+from rapidfireai.store.plain import encoded
 
 logger = logging.getLogger(__name__)
 

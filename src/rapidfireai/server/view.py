@@ -26,9 +26,9 @@ from rapidfireai.core.run import SETTLED, Run, RunStatus
 from rapidfireai.errors import StoreError
 from rapidfireai.paths import ExperimentFolder
 from rapidfireai.server.knobs import arguments_in_force, flat
-from rapidfireai.server.plain import encoded, finite, shown, shown_text
 from rapidfireai.server.series import SeriesCache
 from rapidfireai.store import EventRow, ExperimentRecord, SqliteReader
+from rapidfireai.store.plain import encoded, finite, shown, shown_text
 from rapidfireai.store.reader import Value
 
 MAX_REMEMBERED: Final = 20_000

@@ -223,6 +223,11 @@ class SqliteReader:
         )
         return int(rows[0]["num"])
 
+    def last_events(self) -> dict[RunId, int]:
+        """Number of the latest event of each run that has any."""
+        rows = self._rows("SELECT run_id, max(seq) AS seq FROM events GROUP BY run_id")
+        return {RunId(row["run_id"]): row["seq"] for row in rows}
+
     def values_since(
         self, run_id: RunId, source: MetricSource, time_s: float, limit: int
     ) -> list[Value]:

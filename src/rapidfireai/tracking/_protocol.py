@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from rapidfireai.core.events import Json
 from rapidfireai.core.run import Run, RunStatus
+from rapidfireai.store.plain import shown, shown_text
 
 STATUS = "status"
 """Name of the series of a run's statuses; a point's step is then the number of the event."""
@@ -87,6 +88,11 @@ class Settings(Protocol):
         """Whether it is somewhere else, so that it may be unreachable or refuse a key."""
         ...
 
+    @property
+    def where(self) -> str:
+        """Where it keeps things, for people; without a password."""
+        ...
+
     def settled(self, folder: Path) -> "Settings":
         """The settings with what the environment and the experiment's folder leave open.
 
@@ -108,8 +114,9 @@ class Settings(Protocol):
         ...
 
 
-def parameters(config: Any) -> dict[str, Any]:
-    """A run's configuration as one flat mapping: names of knobs with dots, what is set only."""
+def parameters(run: Run) -> dict[str, Any]:
+    """A run's configuration as one flat mapping, what is set only: names of knobs with dots. No
+    secrets: it goes to other machines."""
     flat: dict[str, Any] = {}
 
     def walk(value: Any, name: str) -> None:
@@ -119,7 +126,7 @@ def parameters(config: Any) -> dict[str, Any]:
         elif value is not None:
             flat[name] = value
 
-    walk(config, "")
+    walk(shown(run.config), "")
     return flat
 
 
@@ -137,11 +144,12 @@ def state(run: Run) -> dict[str, Json]:
         "folder": run.path,
         "parent": run.parent_id,
         "modified": "; ".join(
-            f"{name}: {old} -> {new}" for name, (old, new) in run.modified.items()
+            f"{name}: {shown(old, name)} -> {shown(new, name)}"
+            for name, (old, new) in run.modified.items()
         ),
         "start_step": run.start_step if run.fork is not None else None,
-        "notes": "; ".join(run.notes),
+        "notes": shown_text("; ".join(run.notes)),
     }
     told = {name: value for name, value in told.items() if value not in (None, "")}
     # Also where there is none any more: a failed run that goes on had one.
-    return {**told, "error": run.error or ""}
+    return {**told, "error": shown_text(run.error or "")}

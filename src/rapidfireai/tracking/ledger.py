@@ -147,7 +147,6 @@ class TrackerFolder:
         ledger = self.read()
         if ledger is None or ledger.settings != settings:
             ledger = Ledger(settings)
-        ledger.problem, ledger.refused, ledger.since_s = None, False, None
         ledger.pid, ledger.reached = os.getpid(), False
         self.write(ledger)
         return ledger

@@ -74,6 +74,11 @@ class MLflow:
             "https",
         )
 
+    @property
+    def where(self) -> str:
+        """The URI."""
+        return without_password(self.tracking_uri or "")
+
     def settled(self, folder: Path) -> "MLflow":
         """With the URI and experiment that are meant. See `Settings.settled`."""
         for field in ("tracking_uri", "experiment"):
@@ -198,7 +203,7 @@ class _Connection:
             key = str(made.info.run_id)
         given = [
             Param(metric_key(name), _cut(str(value), _MAX_PARAMETER))
-            for name, value in parameters(run.config).items()
+            for name, value in parameters(run).items()
         ]
         for first in range(0, len(given), _MAX_PARAMETERS):
             self._client.log_batch(key, params=given[first : first + _MAX_PARAMETERS])

@@ -42,6 +42,11 @@ class TensorBoard:
         """It is on this machine."""
         return False
 
+    @property
+    def where(self) -> str:
+        """The folder of all experiments."""
+        return self.log_dir or ""
+
     def settled(self, folder: Path) -> "TensorBoard":
         """With the folder that is meant, which can be written. See `Settings.settled`."""
         if self.log_dir is not None and not (isinstance(self.log_dir, str) and self.log_dir):
@@ -74,7 +79,7 @@ class _Connection:
     def begin(self, run: Run, identity: str, parent: str | None, time_s: float) -> str:
         """Write the configuration as a text. See `Tracker.begin`."""
         key = self._key(run, identity)
-        config = {name: str(value) for name, value in parameters(run.config).items()}
+        config = {name: str(value) for name, value in parameters(run).items()}
         self._file(key).append([_text(_CONFIG_TAG, config, 0, time_s)])
         return key
 

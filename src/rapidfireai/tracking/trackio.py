@@ -38,6 +38,11 @@ class Trackio:
         """It is on this machine."""
         return False
 
+    @property
+    def where(self) -> str:
+        """The folder of its projects."""
+        return self.directory or "~/.cache/huggingface/trackio"
+
     def settled(self, folder: Path) -> "Trackio":
         """With the project and folder that are meant. See `Settings.settled`."""
         for field in ("project", "directory"):
@@ -73,7 +78,7 @@ class _Connection:
     def begin(self, run: Run, identity: str, parent: str | None, time_s: float) -> str:
         """Make the run, by a row without values. See `Tracker.begin`."""
         key = f"{identity}\n{run.name}"
-        self._configure(key, parameters(run.config), time_s)
+        self._configure(key, parameters(run), time_s)
         return key
 
     def held(self, key: str, points: Sequence[Point]) -> set[tuple[str, int]]:
@@ -96,7 +101,7 @@ class _Connection:
     def update(self, key: str, run: Run, time_s: float) -> None:
         """Keep the state beside the configuration. See `Tracker.update`."""
         now = {f"rapidfireai.{name}": value for name, value in state(run).items()}
-        self._configure(key, {**parameters(run.config), **now}, time_s)
+        self._configure(key, {**parameters(run), **now}, time_s)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -78,6 +78,11 @@ class WandB:
         """Whether a server is asked."""
         return self.mode == "online"
 
+    @property
+    def where(self) -> str:
+        """The server's project, or the folder that is to be sent there."""
+        return f"{self.base_url}/{self.project}" if self.is_remote else f"{self.directory}/wandb"
+
     def settled(self, folder: Path) -> "WandB":
         """With what is meant. See `Settings.settled`."""
         for option in ("project", "entity", "mode", "directory", "base_url"):
@@ -152,7 +157,7 @@ class _Connection:
     def begin(self, run: Run, identity: str, parent: str | None, time_s: float) -> str:
         """Make the run with its parameters. See `Tracker.begin`."""
         key = f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}\n{run.name}"
-        self._run(key).run.config.update(parameters(run.config), allow_val_change=True)
+        self._run(key).run.config.update(parameters(run), allow_val_change=True)
         return key
 
     def held(self, key: str, points: Sequence[Point]) -> set[tuple[str, int]]:
@@ -175,7 +180,7 @@ class _Connection:
     def update(self, key: str, run: Run, time_s: float) -> None:
         """Keep the state in the run's summary. See `Tracker.update`."""
         one = self._run(key)
-        one.run.config.update(parameters(run.config), allow_val_change=True)
+        one.run.config.update(parameters(run), allow_val_change=True)
         for name, value in state(run).items():
             one.run.summary[f"rapidfireai.{name}"] = value
         if run.ended:

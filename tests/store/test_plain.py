@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rapidfireai.server.plain import MASK, encoded, is_secret, shown, shown_text
+from rapidfireai.store.plain import MASK, encoded, is_secret, shown, shown_text
 
 
 @pytest.mark.parametrize(
