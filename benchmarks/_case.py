@@ -26,6 +26,11 @@ LORA: Mapping[str, Any] = {
 }
 
 
+def variety(completions: list[str], **_: Any) -> list[float]:
+    """A reward that is computed in no time."""
+    return [len(set(completion)) / 10 for completion in completions]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """N LoRA configurations that differ in the learning rate.
@@ -36,7 +41,7 @@ class Case:
     model: str
     """`TINY`, or the folder of a model."""
     trainer: str = "SFT"
-    """Or "DPO"."""
+    """Or "DPO" or "GRPO"."""
     num_configs: int
     num_chunks: int
     num_steps: int
@@ -87,6 +92,10 @@ class Case:
             "bf16": self.device.type == "cuda",
             "activation_checkpointing": False,
         }
+        if self.trainer == "GRPO":
+            # As many tokens are generated for each prompt as a row has in other trainers.
+            arguments["max_completion_length"] = arguments.pop("max_length")
+            arguments["num_generations"] = self.batch_size
         if self.num_eval_rows:
             # Both ways evaluate the same rows at the same steps.
             arguments |= {
@@ -96,6 +105,10 @@ class Case:
             }
         return arguments
 
+    def objects(self) -> dict[str, Any]:
+        """What the trainer is given besides its arguments."""
+        return {"reward_funcs": variety} if self.trainer == "GRPO" else {}
+
     def rows(self) -> tuple[Any, Any]:
         """Datasets to train and to evaluate on; None for the latter if nothing is evaluated."""
         num_train = self.num_steps * self.batch_size
@@ -104,8 +117,8 @@ class Case:
         return train, self._dataset(texts[num_train:]) if self.num_eval_rows else None
 
     def _dataset(self, texts: list[str]) -> Dataset:
-        if self.trainer == "SFT":
-            return Dataset.from_dict({"text": texts})
+        if self.trainer != "DPO":
+            return Dataset.from_dict({"text" if self.trainer == "SFT" else "prompt": texts})
         # Whatever follows another text's first word is as good as any reply that is not wanted.
         words = [text.partition(" ") for text in texts]
         first, replies = [word for word, _, _ in words], [f" {reply}" for _, _, reply in words]

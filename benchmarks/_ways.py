@@ -143,6 +143,7 @@ class PlainTrainers:
             processing_class=copy.deepcopy(self._tokenizer),
             peft_config=LoraConfig(**LORA),
             callbacks=callbacks,
+            **self._case.objects(),
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

@@ -28,11 +28,18 @@ from benchmarks._case import LORA, SEED, TINY, Case
 from benchmarks._report import Report, Row, Spread
 from benchmarks._ways import PlainTrainers, now_s
 from benchmarks.time_slicing import quiet_libraries
-from rapidfireai import Experiment, RFDPOConfig, RFLoraConfig, RFModelConfig, RFSFTConfig
+from rapidfireai import (
+    Experiment,
+    RFDPOConfig,
+    RFGRPOConfig,
+    RFLoraConfig,
+    RFModelConfig,
+    RFSFTConfig,
+)
 from rapidfireai.core.events import ChunkFinished, Event, RunStarted
 from rapidfireai.core.run import Run, RunStatus
 
-CONFIGS: Mapping[str, Any] = {"SFT": RFSFTConfig, "DPO": RFDPOConfig}
+CONFIGS: Mapping[str, Any] = {"SFT": RFSFTConfig, "DPO": RFDPOConfig, "GRPO": RFGRPOConfig}
 
 CPU_SHAPES = ((64, 2), (64, 8), (256, 8))
 """(hidden size, layers) of the models that are made up for CPUs."""
@@ -128,12 +135,17 @@ def train_stock(case: Case, folder: Path) -> Clock:
 
 def train_by_turns(case: Case, folder: Path) -> Clock:
     """By turns, through the public API."""
-    return _train_engine(case, folder, "off")
+    return _train_engine(case, folder, fuse="off")
 
 
 def train_fused(case: Case, folder: Path) -> Clock:
     """In shared passes, through the public API."""
-    return _train_engine(case, folder, "on")
+    return _train_engine(case, folder, fuse="on")
+
+
+def train_and_generate_fused(case: Case, folder: Path) -> Clock:
+    """In shared passes, those that generate as well, through the public API."""
+    return _train_engine(case, folder, fuse="on", fuse_generation=True)
 
 
 Ways = Mapping[str, Callable[[Case, Path], Clock]]
@@ -145,14 +157,15 @@ WAYS: Ways = {
 }
 
 
-def _train_engine(case: Case, folder: Path, fuse: str) -> Clock:
+def _train_engine(case: Case, folder: Path, **options: Any) -> Clock:
     clock = Clock(case.device)
-    train, _ = case.rows()
+    train, evaluation = case.rows()
     experiment = Experiment("benchmark", experiment_path=folder)
     configs = [
         RFModelConfig(
             peft_config=RFLoraConfig(**LORA),
             training_args=CONFIGS[case.trainer](**case.arguments(number)),
+            **case.objects(),
         )
         for number in range(case.num_configs)
     ]
@@ -161,10 +174,11 @@ def _train_engine(case: Case, folder: Path, fuse: str) -> Clock:
         configs,
         case.create_model,
         train,
+        evaluation,
         num_chunks=case.num_chunks,
         seed=SEED,
         trackers=[EngineMarks(clock)],
-        fuse=fuse,
+        **options,
     )
     clock.stop()
     runs = experiment.get_runs_info()

@@ -177,6 +177,10 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
             ([MedianPolicy], "did you mean MedianPolicy()?"),
             ([None], "policy=None has no method on_chunk()"),
         ],
+        "fuse_generation": [
+            ("yes", "fuse_generation='yes' cannot be used; it is True or False"),
+            (True, "fuse_generation=True needs runs that share their passes: give fuse='on'"),
+        ],
         "fuse": [
             ("yes", "fuse='yes' cannot be used; it is one of 'off', 'auto', 'on'"),
             (True, "fuse=True cannot be used"),

@@ -44,16 +44,10 @@ FUSED = (
     "32 wide, 2 layers, 32 tokens, N=2: fused",
 )
 
-REUSE = (
-    "**N=2: by turns, times as fast as with nothing kept, processor time**",
-    "N=2: the same in wall time",
-    "N=2: fused, times as fast as by turns with nothing kept, processor time",
-    "N=2: by turns, times as fast as stock TRL, processor time",
-    "N=2: stock, processor time",
-    "N=2: nothing kept, processor time",
-    "N=2: by turns, processor time",
-    "N=2: fused, processor time",
-)
+REUSE = {
+    "DPO": ("by turns, nothing kept", "stock", "by turns", "fused"),
+    "GRPO": ("by turns", "fused", "fused, generating together"),
+}
 
 SCHEDULER = (
     "**decision, one worker idle, p50 / p95**",
@@ -112,11 +106,22 @@ def test_fused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(capsys.readouterr().out, saved, FUSED)
 
 
-def test_reuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--width", "32", "--layers", "2", "--configs", "2", "--steps", "4"]
+@pytest.mark.parametrize("trainer", REUSE)
+def test_reuse(trainer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--trainer", trainer, "--width", "32", "--layers", "2", "--configs", "2"]
     saved = tmp_path / "report.json"
-    reuse.main([*arguments, "--eval-rows", "2", "--repeats", "1", "--json", str(saved)])
-    check(capsys.readouterr().out, saved, REUSE)
+    reuse.main([*arguments, "--steps", "4", "--repeats", "1", "--json", str(saved)])
+    baseline, *others = REUSE[trainer]
+    titles = [f"N=2: {way}, times as fast as {baseline}" for way in others]
+    check(
+        capsys.readouterr().out,
+        saved,
+        (
+            *(f"**{title}, processor time**" for title in titles),
+            *(f"{title}, wall time" for title in titles),
+            *(f"N=2: {way}, processor time" for way in REUSE[trainer]),
+        ),
+    )
 
 
 def test_scheduler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,6 +158,7 @@ class Experiment:
         policy: Any = None,
         trackers: Sequence[str | Settings | Listener] | None = None,
         fuse: str = "off",
+        fuse_generation: bool = False,
         **incumbent: Any,
     ) -> FitHandle | None:
         """Train all configurations by turns, chunk by chunk, until each has ended.
@@ -201,6 +202,8 @@ class Experiment:
             fuse: "on" lets LoRA runs on one base share their passes through it, which saves work
                 where their batches are small; "auto" measures and does so where it is quicker; see
                 docs/fused.md. "off" trains by turns only.
+            fuse_generation: Whether fused runs also share the passes in which they generate texts,
+                as GRPO and RLOO do: token by token, each run sampling by itself.
             incumbent: The names `param_config`, `create_model_fn` and `monte_carlo_simulations`,
                 which scripts for RapidFire AI's own package use.
 
@@ -236,6 +239,7 @@ class Experiment:
             policy=policy,
             trackers=trackers,
             fuse=fuse,
+            fuse_generation=fuse_generation,
         )
         if self._folder.store.exists() and not _is_unfinished(self._folder):
             self._folder = self._claim()

@@ -270,6 +270,8 @@ class Fit:
         if request.fuse != "off":
             # It pads, which decides about the numbers; which passes are then shared does not.
             surroundings["fuse"] = "on"
+        if request.fuse_generation:
+            surroundings["fuse_generation"] = "on"
         identities = [run_identity(config, surroundings) for config in configs]
         stored = self._stored_runs()
         originals = [run for run in stored if run.parent_id is None]
@@ -305,6 +307,7 @@ class Fit:
             checkpoint_every_s=request.checkpoint_every_s,
             tool_timeout_s=request.tool_timeout_s,
             fuse=request.fuse != "off",
+            fuse_generation=request.fuse_generation,
         )
 
     def next(self, runs: Sequence[Run], run_id: RunId) -> Run | None:

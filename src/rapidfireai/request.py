@@ -38,6 +38,7 @@ class FitRequest:
     policy: Any
     trackers: Sequence[str | Settings | Listener] | None
     fuse: str = "off"
+    fuse_generation: bool = False
 
     def __post_init__(self) -> None:
         if self.config_group is None:
@@ -57,6 +58,15 @@ class FitRequest:
             raise ConfigError(
                 f"fuse={self.fuse!r} cannot be used; it is one of "
                 f"{', '.join(map(repr, FUSE_MODES))}"
+            )
+        if not isinstance(self.fuse_generation, bool):
+            raise ConfigError(
+                f"fuse_generation={self.fuse_generation!r} cannot be used; it is True or False"
+            )
+        if self.fuse_generation and self.fuse == "off":
+            raise ConfigError(
+                "fuse_generation=True needs runs that share their passes: give fuse='on' or "
+                "fuse='auto' as well, or leave it out"
             )
         for name, takes in (
             ("create_model", "the model configuration and returns (model, tokenizer)"),

@@ -48,6 +48,8 @@ class Passes:
         self.sizes: list[int] = []
         self.evaluating: list[int] = []
         """Runs in each pass of an evaluation; these are not among `sizes`."""
+        self.generating: list[int] = []
+        """Likewise in each pass that generates a token."""
         self.forward_room = self.backward_room = math.inf
         """Runs for which there is memory in a pass."""
         passes, forward, backward = self, SharedBackbone.forward, SharedBackbone.backward
@@ -55,7 +57,8 @@ class Passes:
         def counted(self: SharedBackbone, slices: Sequence[Slice], **how: Any) -> Any:
             if len(slices) > passes.forward_room:
                 raise torch.OutOfMemoryError("out of memory in a shared forward pass")
-            (passes.sizes if how["trains"] else passes.evaluating).append(len(slices))
+            others = passes.evaluating if slices[0].cache is None else passes.generating
+            (passes.sizes if how["trains"] else others).append(len(slices))
             return forward(self, slices, **how)
 
         def checked(self: SharedBackbone, grads: Sequence[torch.Tensor | None]) -> None:
@@ -326,6 +329,71 @@ def test_what_a_trainer_generates_for_its_evaluation_does_not_depend_on_the_gang
     for spec, got, values in zip(gang, together, measured, strict=True):
         alone = train(tmp_path, [spec], num_eval_rows=4)
         assert (got, values) == (outcomes(alone, 1)[0], evaluated(alone, 1)[0]), spec
+
+
+GENERATING: Mapping[str, Callable[[], list[Case]]] = {
+    "grpo": lambda: [
+        quiet(case("GRPO", seed=1, r=2, max_steps=4)),
+        quiet(case("GRPO", seed=2, r=4, max_steps=4, num_generations=2, top_p=0.8, top_k=20,
+                   temperature=0.7, beta=0.02)),
+        replace(
+            quiet(case("GRPO", seed=3, max_steps=4, num_iterations=2, min_p=0.02,
+                       gradient_accumulation_steps=2, max_completion_length=12,
+                       repetition_penalty=1.2)),
+            lora=lora(8, target_modules="all-linear"),
+        ),
+    ],
+    "rloo in bf16 and grpo": lambda: [
+        quiet(case("RLOO", seed=1, r=2, max_steps=4, bf16=True)),
+        quiet(case("RLOO", seed=2, r=4, max_steps=4, bf16=True, per_device_train_batch_size=8)),
+        quiet(case("GRPO", seed=1, r=4, max_steps=4)),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_what_a_gang_generates_together_is_what_each_run_generates_alone(
+    name: str, tmp_path: Path, passes: Passes
+) -> None:
+    gang = GENERATING[name]()
+    shared: dict[str, Any] = {"num_eval_rows": 0, "fuse_generation": True}
+    together = outcomes(train(tmp_path, gang, **shared), len(gang))
+    assert max(passes.generating) > 1, "nothing was shared"
+    for spec, got in zip(gang, together, strict=True):
+        assert got == outcomes(train(tmp_path, [spec], **shared), 1)[0], spec
+    assert together == outcomes(train(tmp_path, gang, fuse="auto", **shared), len(gang))
+
+
+def test_texts_for_an_evaluation_are_generated_together_as_well(
+    tmp_path: Path, passes: Passes
+) -> None:
+    def scored(spec: Case) -> RFModelConfig:
+        config: RFModelConfig = template(spec)
+        config.compute_metrics = lambda pair: {"letters": float(sum(map(len, pair[0])))}
+        config.generation_config = {"max_new_tokens": 12}
+        return config
+
+    gang = [scored(spec) for spec in EVALUATING["sft"]()[:2]]
+    measured = evaluated(train(tmp_path, gang, fuse_generation=True), 2)
+    assert max(passes.generating) == 2
+    by_themselves = evaluated(train(tmp_path, gang), 2)
+    assert measured == by_themselves, "the likeliest tokens do not hang on last bits"
+    assert all("eval_letters" in str(values) for values in measured)
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_generation_without_memory_for_all_is_done_in_parts_or_by_each_run(
+    room: int, tmp_path: Path, passes: Passes
+) -> None:
+    gang = GENERATING["rloo in bf16 and grpo"]()
+    shared: dict[str, Any] = {"num_eval_rows": 0, "fuse_generation": True}
+    undisturbed = outcomes(train(tmp_path, gang, **shared), len(gang))
+    passes.forward_room = room
+    squeezed = outcomes(train(tmp_path, gang, **shared), len(gang))
+    if room:
+        assert squeezed == undisturbed
+    else:
+        assert squeezed == outcomes(train(tmp_path, gang, fuse="off", num_eval_rows=0), len(gang))
 
 
 def test_dropout_does_not_depend_on_who_else_is_in_the_gang(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ class RunSpec:
     """Where a warm clone begins; None begins at step 0."""
     fuse: bool = False
     """Whether to share passes through the base with other runs, if the run can."""
+    fuse_generation: bool = False
+    """Whether to share those in which it generates texts as well."""
 
     @property
     def checkpoints(self) -> Path:

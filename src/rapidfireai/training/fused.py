@@ -3,7 +3,9 @@
 Three methods are replaced on instances: the `forward` of the backbone, from the embeddings to the
 last norm, `accelerator.backward`, and `prediction_step`, within which the backbone's calls are an
 evaluation's. Heads, losses, metrics, clipping, optimizers and schedules stay the trainer's own.
-Other calls - generation, a reference model's - go to the run's own backbone.
+A reference model's calls go to the run's own backbone, and so does generation, unless it is to be
+shared: then the run computes its prompts by itself, and hands out what follows token by token.
+Sampling, stopping and the cache are the trainer's own.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,12 +16,14 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rapidfireai.training.arguments import Resolved
 from rapidfireai.training.build import RunParts
 from rapidfireai.training.reference import has_hook
 from rapidfireai.workers.gang import Backward, Forward, Request
+from rapidfireai.workers.joint_cache import is_plain
 from rapidfireai.workers.routed import Slice
 
 FUSABLE = ("SFT", "DPO", "KTO", "Reward", "ORPO", "CPO", "GRPO", "RLOO")
@@ -156,6 +160,7 @@ class FusedBackbone:
         self._own_backward = trainer.accelerator.backward
         self._predict = trainer.prediction_step
         self._evaluates = False
+        self._shares_generation = parts.spec.fuse_generation
         self._generator = torch.Generator(self._device)
         # What PEFT and TRL change, they change in all layers at once.
         self._one = next(iter(self._adapters.values()))
@@ -192,7 +197,9 @@ class FusedBackbone:
             _set_rng_state(request.rng_after, self._device)
         if request.trains:
             self._answered = request
-        return BaseModelOutputWithPast(last_hidden_state=request.hidden)
+        return BaseModelOutputWithPast(
+            last_hidden_state=request.hidden, past_key_values=request.rows.cache
+        )
 
     def _backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
         self._own_backward(loss, **kwargs)
@@ -225,27 +232,40 @@ class FusedBackbone:
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
         **others: Any,
     ) -> Forward | None:
         """The call as a request; None for one that goes to the run's own backbone."""
+        if input_ids is None or self._answered is not None:
+            return None
         modes = (torch.is_grad_enabled(), self._backbone.training)
-        trains, evaluates = all(modes), self._evaluates and not any(modes)
-        if not (trains or evaluates) or self._answered is not None or input_ids is None:
+        trains, num_cached = all(modes), 0
+        if past_key_values is not None or use_cache:
+            if modes[0] or not self._shares_generation or position_ids is None:
+                return None
+            if not is_plain(past_key_values) or input_ids.shape[1] > 1:
+                return None  # the prompts, or what another cache does with its tokens
+            num_cached = past_key_values.get_seq_length()
+        elif not trains and (any(modes) or not self._evaluates):
+            return None
+        num_tokens = num_cached + input_ids.shape[1]
+        if attention_mask is not None and attention_mask.shape != (len(input_ids), num_tokens):
             return None
         if any(value is not None and value is not False for value in others.values()):
             return None
         if self._one.disable_adapters or self._one.merged:
             return None
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            return None
         device_type = self._device.type
-        draws = self._drops and trains
+        draws = self._drops and self._backbone.training
         rows = Slice(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             adapters=self._adapters,
             generator=self._generator if draws else None,
+            cache=past_key_values,
+            num_cached=num_cached,
         )
         return Forward(
             base=self._base,

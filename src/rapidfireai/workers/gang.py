@@ -17,7 +17,8 @@ from functools import partial
 import torch
 
 from rapidfireai.workers.fiber import Fiber
-from rapidfireai.workers.routed import SharedBackbone, Slice, bucket_width
+from rapidfireai.workers.joint_cache import rewind
+from rapidfireai.workers.routed import SharedBackbone, Slice
 from rapidfireai.workers.shared_weights import Base
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Forward:
     rng: torch.Tensor | None
     """State of the generator that the run's dropout draws from; None if it has none."""
     trains: bool
-    """Whether a `Backward` is to follow; else the run evaluates."""
+    """Whether a `Backward` is to follow; else the run evaluates, or generates."""
 
     # The answer.
     hidden: torch.Tensor | None = None
@@ -49,20 +50,22 @@ class Forward:
 
     @property
     def width(self) -> int:
-        """Tokens that a row is padded to."""
-        return bucket_width(self.rows.num_tokens)
+        """Positions that a row is padded to."""
+        return self.rows.width
 
     @property
     def kind(self) -> str:
         """Which passes cost alike, for people to read as well."""
         precision = "" if self.autocast is None else f", {str(self.autocast).rpartition('.')[2]}"
         purpose = "" if self.trains else ", in evaluation"
+        if self.rows.cache is not None:
+            purpose = ", one token at a time"
         return f"{self.width} tokens wide{precision}{purpose}"
 
     @property
     def num_tokens(self) -> int:
         """Tokens that the request puts into a pass, padding included."""
-        return self.rows.num_rows * self.width
+        return self.rows.num_rows * (self.width if self.rows.cache is None else 1)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -99,6 +102,8 @@ class Gang:
 
     def __init__(self, device: torch.device, max_tokens: int = KNEE_TOKENS) -> None:
         self.max_tokens = max_tokens
+        self.max_generated = max_tokens
+        """Likewise in a pass that generates, where memory goes into caches and not into these."""
         self.device = device
         self.num_splits = 0
         """How often a pass had to be split."""
@@ -115,13 +120,14 @@ class Gang:
                 id(request.base.model),
                 request.width,
                 request.trains,
+                rows.cache is None,
                 request.autocast,
                 rows.position_ids is not None,
                 rows.input_ids.dtype,
             )
             cohorts = groups.setdefault(kind, [_Cohort()])
             if cohorts[-1].requests and (
-                cohorts[-1].num_tokens + request.num_tokens > self.max_tokens
+                cohorts[-1].num_tokens + request.num_tokens > self._room(request)
             ):
                 cohorts.append(_Cohort())
             cohorts[-1].requests.append(request)
@@ -147,6 +153,7 @@ class Gang:
                 return answered
             self._backbone(answered[0]).forget()
             if len(answered) == 1:
+                _rewind(answered[0])
                 answered[0].error, answered[0].is_answered = error, True
                 return answered
             answered = self._half(answered, error)
@@ -204,9 +211,9 @@ class Gang:
             _rewind(request)
         backbone.forward(
             [request.rows for request in requests],
+            trains=True,
             autocast=requests[0].autocast,
             checkpointing=any(request.checkpointing for request in requests),
-            trains=True,
         )
         backbone.backward(grads)
 
@@ -214,17 +221,25 @@ class Gang:
         self.num_splits += 1
         logger.warning("a pass of %d runs failed, half of them go on: %s", len(requests), error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            self.max_tokens = sum(request.num_tokens for request in requests) // 2
+            half = sum(request.num_tokens for request in requests) // 2
+            if requests[0].rows.cache is None:
+                self.max_tokens = half
+            else:
+                self.max_generated = half
         return requests[: len(requests) // 2]
+
+    def _room(self, request: Forward) -> int:
+        """Tokens for which there is room in a pass of this kind."""
+        return self.max_tokens if request.rows.cache is None else self.max_generated
 
     def _forward(self, requests: list[Forward]) -> None:
         for request in requests:
             _rewind(request)
         hidden = self._backbone(requests[0]).forward(
             [request.rows for request in requests],
+            trains=requests[0].trains,
             autocast=requests[0].autocast,
             checkpointing=any(request.checkpointing for request in requests),
-            trains=requests[0].trains,
         )
         for request, own in zip(requests, hidden, strict=True):
             generator = request.rows.generator
@@ -265,6 +280,9 @@ class Gang:
 
 
 def _rewind(request: Forward) -> None:
+    """Back to where the run was when it asked."""
+    if request.rows.cache is not None:
+        rewind(request.rows.cache, request.rows.num_cached)
     if request.rows.generator is not None and request.rng is not None:
         request.rows.generator.set_state(request.rng)
 

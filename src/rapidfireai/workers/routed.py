@@ -19,6 +19,9 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
+
+from rapidfireai.workers.joint_cache import joint_cache
 
 MIN_BUCKET = 16
 """Widths are multiples of it: also what attention's kernels take at a time on a CPU."""
@@ -48,6 +51,11 @@ class Slice:
     """The run's LoRA layers by the names of their places in the backbone."""
     generator: torch.Generator | None
     """Draws the run's dropout; None if it has none."""
+    cache: Cache | None = None
+    """Of the tokens before these, to generate the next: L is 1 then, the mask covers those before
+    as well, and positions are given."""
+    num_cached: int = 0
+    """Tokens of each row in the cache before the pass."""
 
     @property
     def num_rows(self) -> int:
@@ -58,6 +66,11 @@ class Slice:
     def num_tokens(self) -> int:
         """L"""
         return self.input_ids.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Positions that rows are padded to; slices that share a pass agree on it."""
+        return bucket_width(self.num_cached + self.num_tokens)
 
 
 @dataclass(slots=True)
@@ -71,6 +84,8 @@ class _Plan:
     def begin(self, slices: Sequence[Slice]) -> None:
         self.slices = slices
         self.num_rows = sum(part.num_rows for part in slices)
+        if slices and slices[0].cache is not None:
+            self.num_rows = _filled(self.num_rows)
         self.generators = [s.generator for s in slices if s.generator is not None]
 
     def places(self) -> Iterator[tuple[Slice, slice]]:
@@ -233,17 +248,17 @@ class SharedBackbone:
         self,
         slices: Sequence[Slice],
         *,
+        trains: bool,
         autocast: torch.dtype | None = None,
         checkpointing: bool = False,
-        trains: bool = True,
     ) -> list[torch.Tensor]:
         """Run the slices through the backbone, all padded to the width of their bucket.
 
         Args:
-            slices: Of different runs, all of one `bucket_width`.
+            slices: Of different runs, all of one width, and all with a cache or none.
+            trains: Whether a backward pass is to follow; else nothing is kept for one.
             autocast: In which type matrices are multiplied; None for that of the weights.
             checkpointing: Keep only each layer's input for the backward pass.
-            trains: Whether a backward pass is to follow; else nothing is kept for one.
 
         Returns:
             Each run's last hidden states (B, L, features), detached, to take gradients if it
@@ -258,9 +273,9 @@ class SharedBackbone:
             )
         if self._backbone.training != trains:
             self._backbone.train(trains)
-        width = bucket_width(max(part.num_tokens for part in slices))
+        inputs = _padded(slices) if slices[0].cache is None else self._next_tokens(slices)
         with torch.set_grad_enabled(trains), self._autocast(autocast):
-            hidden = self._backbone(**_padded(slices, width), use_cache=False).last_hidden_state
+            hidden = self._backbone(**inputs).last_hidden_state
         if trains:
             self._hidden = hidden
         hidden = hidden.detach()
@@ -303,6 +318,29 @@ class SharedBackbone:
         self._hidden = None
         self._plan.begin(())
 
+    def _next_tokens(self, slices: Sequence[Slice]) -> dict[str, Any]:
+        """The backbone's inputs to generate one token: the slices' rows, and rows of nobody's."""
+        width, num_rows = slices[0].width, self._plan.num_rows
+        like = slices[0].input_ids
+        inputs: dict[str, Any] = {
+            "input_ids": like.new_zeros((num_rows, 1)),
+            "position_ids": like.new_zeros((num_rows, 1)),
+            "attention_mask": like.new_zeros((num_rows, width)),
+        }
+        inputs["attention_mask"][:, 0] = 1
+        for part, rows in self._plan.places():
+            mask: Any = 1 if part.attention_mask is None else part.attention_mask
+            inputs["input_ids"][rows] = part.input_ids
+            inputs["position_ids"][rows] = part.position_ids
+            inputs["attention_mask"][rows, : part.num_cached + 1] = mask
+        caches = [part.cache for part in slices if part.cache is not None]
+        places = [rows for _, rows in self._plan.places()]
+        return {
+            **inputs,
+            "past_key_values": joint_cache(caches, places, width, num_rows),
+            "use_cache": True,
+        }
+
     def _route(self, names: set[str]) -> None:
         for name in names:
             module = self._backbone.get_submodule(name)
@@ -337,9 +375,18 @@ class SharedBackbone:
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def _padded(slices: Sequence[Slice], width: int) -> dict[str, torch.Tensor]:
+def _filled(num_rows: int) -> int:
+    """Rows of one token, with some of nobody's: matrix products then take as many at a time as with
+    longer rows, however few there are. At least one, so that some position is always masked and
+    attention never takes the way that it has for rows without padding."""
+    return (num_rows // MIN_BUCKET + 1) * MIN_BUCKET
+
+
+def _padded(slices: Sequence[Slice]) -> dict[str, Any]:
     """The backbone's inputs: the slices' rows one after the other, padded on the right."""
-    inputs = {
+    width = slices[0].width
+    inputs: dict[str, Any] = {
+        "use_cache": False,
         "input_ids": torch.cat([_pad(part.input_ids, width) for part in slices]),
         "attention_mask": torch.cat(
             [
