@@ -1,11 +1,21 @@
 """The benchmarks run and print all of their rows. What they measure is no test's business."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import commands, fused, policies, policies_sim, reuse, scheduler, time_slicing
+from benchmarks import (
+    commands,
+    fused,
+    gsm8k,
+    policies,
+    policies_sim,
+    reuse,
+    scheduler,
+    time_slicing,
+)
 
 MACHINE = ("date", "CPU", "GPU", "torch threads", "system", "versions")
 
@@ -162,6 +172,76 @@ def test_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = check(capsys.readouterr().out, saved, ("**steps, policy : everything**",))
     ratio = float(table["**steps, policy : everything**"][0])
     assert ratio == 1, "two chunks are too few to decide"
+
+
+GSM8K = (
+    *(f"sft: learning rate {rate}, rank {rank}: eval_loss"
+      for rate in ("0.001", "0.0001") for rank in (8, 32)),
+    *(f"dpo: learning rate {rate}, beta {beta}, rank 16: eval_rewards/accuracies"
+      for rate in ("0.0001", "1e-05") for beta in ("0.03", "0.3")),
+    *(f"kto: learning rate {rate}, beta {beta}, rank 16: eval_loss"
+      for rate in ("0.0001", "1e-05") for beta in ("0.03", "0.3")),
+    *(f"reward: learning rate {rate}, rank {rank}: eval_accuracy"
+      for rate in ("0.001", "0.0001") for rank in (8, 32)),
+    *(f"grpo: learning rate 0.0001, beta {beta}, temperature {temperature}, rank 16: "
+      "rewards/correct/mean" for beta in ("0", "0.04") for temperature in ("0.7", "1")),
+)  # fmt: skip
+
+
+def write_problems(folder: Path, *, solved: bool) -> None:
+    """GSM8K in small, with solutions by models or without."""
+    solution = "a <<1+1=2>>2\n"
+    rows = [{"question": f"q {n}", "answer": f"{solution}#### {n}"} for n in range(12)]
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if solved:
+        models = [
+            {
+                "question": row["question"],
+                "ground_truth": "",
+                "good": {"is_correct": True, "solution": f"b A: {n}"},
+                "bad": {"is_correct": n == 3, "solution": f"c A: {n + 1}"},
+            }
+            for n, row in enumerate(rows)
+        ]
+        (folder / gsm8k.SOLUTIONS).write_text("".join(json.dumps(m) + "\n" for m in models))
+
+
+def test_gsm8k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "report.json"
+    write_problems(tmp_path, solved=True)
+    arguments = ["--data", str(tmp_path), "--model", "tiny", "--steps", "2", "--batch-size", "2"]
+    arguments += ["--chunks", "2", "--eval-rows", "2", "--max-completion-length", "4"]
+    gsm8k.main([*arguments, "--threads", "1", "--json", str(saved)])
+    output = capsys.readouterr().out
+    table = check(output, saved, GSM8K)
+    assert not [cells for cells in table.values() if cells[0] in ("failed", "completed")]
+    assert "incorrect solutions: by four language models" in output
+
+
+def test_incorrect_solutions_of_gsm8k(tmp_path: Path) -> None:
+    write_problems(tmp_path, solved=True)
+    by_models = gsm8k.load(str(tmp_path))
+    assert len(by_models.pairs) == 11, "one was solved by all"
+    assert all(
+        good.startswith("b A:") and bad.startswith("c A:") for _, good, bad in by_models.pairs
+    )
+    (tmp_path / gsm8k.SOLUTIONS).unlink()
+    made = gsm8k.load(str(tmp_path))
+    assert made.origin == "references with a changed number"
+    assert len(made.pairs) == 12
+    for _, good, bad in made.pairs:
+        assert "<<" not in good + bad
+        assert gsm8k.numbers(good)[-1] != gsm8k.numbers(bad)[-1]
+
+
+def test_a_corrupted_solution_is_wrong_in_its_last_step_too() -> None:
+    rng = random.Random(0)
+    text = "She has 2 + 3 = <<2+3=5>>5.\nThen 5 * 1,000 = $<<5*1000=5000>>5,000.\n#### 5,000"
+    wrong = gsm8k.corrupted(text, rng)
+    last = gsm8k.numbers(wrong)[-1]
+    assert last != "5000"
+    assert gsm8k.numbers(wrong) == ["2", "3", "5", "5", "1000", last, last]
 
 
 @pytest.mark.parametrize(

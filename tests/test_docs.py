@@ -55,6 +55,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "rapidfireai"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+AGENT = "Qwen/Qwen3-0.6B"
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -116,7 +117,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     tiny_model(hidden_size=16, num_layers=1).save_pretrained(folder / MODEL)
     tiny_tokenizer().save_pretrained(folder / MODEL)
-    agents.teach(folder / "Qwen/Qwen3-0.6B", num_steps=0)
+    agents.teach(folder / AGENT, num_steps=0)
     pairs = [
         {
             "chosen": [_message("user", row["prompt"]), _message("assistant", row["chosen"])],
@@ -133,6 +134,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "databricks/databricks-dolly-15k": dolly,
         "trl-lib/ultrafeedback_binarized": pairs,
         "trl-lib/tldr": summaries,
+        "trl-lib/kto-mix-14k": [
+            {**row, "label": number % 2 == 0} for number, row in enumerate(summaries)
+        ],
         "openai/gsm8k": problems,
     }.items():
         (folder / name).mkdir(parents=True)
@@ -208,34 +212,60 @@ def _stripped(text: str) -> list[str]:
     return [line.rstrip() for line in text.splitlines()]
 
 
-EXAMPLES = {
-    "sft": "databricks/databricks-dolly-15k",
-    "dpo": "trl-lib/ultrafeedback_binarized",
-    "grpo": "openai/gsm8k",
+DOLLY, PAIRS, GSM8K = (
+    "databricks/databricks-dolly-15k",
+    "trl-lib/ultrafeedback_binarized",
+    "openai/gsm8k",
+)
+SHORT = ("--max-completion-length", "8")
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "sft": ("--dataset", DOLLY),
+    "dpo": ("--dataset", PAIRS),
+    "grpo": ("--dataset", GSM8K, *SHORT),
+    "rloo": ("--dataset", GSM8K, *SHORT),
+    "kto": ("--dataset", "trl-lib/kto-mix-14k"),
+    "reward": ("--dataset", PAIRS),
+    "vlm": ("--model", "tiny"),
+    "agent": ("--model", AGENT, "--max-completion-length", "48"),
+    "custom_trainer": ("--dataset", DOLLY),
+    "best_of_n": ("--dataset", DOLLY, *SHORT, "--num-held-out", "3"),
 }
+"""By name, what makes each of them small."""
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in ROOT.glob("examples/*.py")} == set(EXAMPLES)
+    found = {path.stem for path in ROOT.glob("examples/*.py")}
+    assert found == set(EXAMPLES)
+    assert [path.name for path in ROOT.glob("examples/*.yaml")] == ["sft.yaml"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_train_local_models(
     name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--model", str(workplace / MODEL), "--dataset", str(workplace / EXAMPLES[name])]
-    options += ["--max-steps", "2", "--num-chunks", "2", "--experiment-path", "here"]
-    if name == "grpo":
-        options += ["--max-completion-length", "8"]
+    options = ["--model", MODEL, "--max-steps", "2", "--num-chunks", "2"]
+    options += ["--experiment-path", "here", *EXAMPLES[name]]
     example = ROOT / "examples" / f"{name}.py"
     monkeypatch.setattr(sys, "argv", [str(example), *options])
     runpy.run_path(str(example), run_name="__main__")
-    printed = capsys.readouterr().out
+    check_trained(capsys.readouterr().out, workplace / "here")
+
+
+def test_the_example_without_python_trains(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(ROOT / "examples" / "sft.yaml")
+    assert cli.main(["fit", file, "--set", "max_steps=2", "--path", "here", "--json"]) == 0
+    check_trained(capsys.readouterr().out, workplace / "here")
+
+
+def check_trained(printed: str, experiments: Path) -> None:
+    """That all runs were trained, and said so."""
     assert printed.count("completed") >= 2
     assert "failed" not in printed
-    (experiment,) = (workplace / "here").iterdir()
+    (experiment,) = experiments.iterdir()
     adapters = list(experiment.glob("runs/*/final/adapter_model.safetensors"))
-    assert len(adapters) >= 2
+    assert len(adapters) == printed.count("completed")
 
 
 # Links
