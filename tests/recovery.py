@@ -330,6 +330,15 @@ def statuses(experiment: Path) -> list[str]:
         store.close()
 
 
+def first_modes(experiment: Path) -> list[str]:
+    """How each run's passes were computed at its start."""
+    store = SqliteStore(experiment / "experiment.db")
+    try:
+        return [run.modes[0]["mode"] for run in store.runs()]
+    finally:
+        store.close()
+
+
 def life_log(folder: Path) -> list[dict[str, Any]]:
     """What the processes wrote down."""
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]

@@ -49,9 +49,11 @@ FUSED = (
     "**32 wide, 2 layers, 32 tokens, N=2: fused, times as fast as by turns, processor time**",
     "32 wide, 2 layers, 32 tokens, N=2: the same in wall time",
     "32 wide, 2 layers, 32 tokens, N=2: fused, times as fast as stock TRL, processor time",
+    "32 wide, 2 layers, 32 tokens, N=2: auto, times as fast as by turns, processor time",
     "32 wide, 2 layers, 32 tokens, N=2: stock",
     "32 wide, 2 layers, 32 tokens, N=2: by turns",
     "32 wide, 2 layers, 32 tokens, N=2: fused",
+    "32 wide, 2 layers, 32 tokens, N=2: auto",
 )
 
 REUSE = {

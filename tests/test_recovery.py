@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,20 +148,26 @@ def undisturbed_gang(
     folder = Folder(tmp_path_factory.mktemp("undisturbed"), children)
     assert folder.run(GANG) == 0, folder.printed
     stored = folder.stored()
-    fused = ["fused: shares its passes" in " ".join(run["notes"]) for run in stored["runs"]]
-    assert fused == [True, True, True, True, False]
+    assert recovery.first_modes(folder.path / "exam") == ["fused"] * 4 + ["sliced"]
     return stored
 
 
 class TestGangs:
     """Runs that share passes are ended in the middle of one another's steps."""
 
-    def test_kill_9(self, folder: Folder, undisturbed_gang: dict[str, Any]) -> None:
-        for number, checkpoint_every in ((25, 2), (50, 3)):
+    @pytest.mark.parametrize(
+        "modes", [("on", "on", "on"), ("auto", "auto", "auto"), ("auto", "on", "auto")]
+    )
+    def test_kill_9(
+        self, modes: Sequence[str], folder: Folder, undisturbed_gang: dict[str, Any]
+    ) -> None:
+        """Measured or not, whoever is killed and goes on ends with the same numbers."""
+        *killed, last = modes
+        for number, checkpoint_every, fuse in zip((25, 50), (2, 3), killed, strict=True):
             fault = Fault(event=True, number=number)
-            script = replace(GANG, fault=fault, checkpoint_every=checkpoint_every)
+            script = replace(GANG, fault=fault, checkpoint_every=checkpoint_every, fuse=fuse)
             assert folder.run(script) == -signal.SIGKILL
-        assert folder.run(GANG) == 0, folder.printed
+        assert folder.run(replace(GANG, fuse=last)) == 0, folder.printed
         assert folder.stored() == undisturbed_gang
         recovery.assert_tidy(folder.path / "exam")
         recovery.assert_nothing_repeated(folder.path)

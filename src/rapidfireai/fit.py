@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from rapidfireai.training.config import RunConfig
     from rapidfireai.training.workload import TrainingWorkload
     from rapidfireai.workers.memory import MemoryTiers
+    from rapidfireai.workers.peak import PeakMemory
 
 logger = logging.getLogger(__name__)
 
@@ -130,15 +131,17 @@ class Fit:
         from rapidfireai.workers.gang import Gang
         from rapidfireai.workers.in_process import InProcessExecutor
         from rapidfireai.workers.modes import PassModes
+        from rapidfireai.workers.peak import PeakMemory
         from rapidfireai.workers.process_state import Isolated
         from rapidfireai.workers.telemetry import DeviceMonitor
 
+        peak = PeakMemory(self._device)
         modes = PassModes(measures=self._request.fuse == "auto")
         executor = InProcessExecutor(
             self._workload,
-            self._memory(),
-            DeviceMonitor(self._device),
-            Gang(self._device),
+            self._memory(peak),
+            DeviceMonitor(self._device, peak),
+            Gang(self._device, peak=peak),
             modes,
             num_workers=1 if self._request.fuse == "off" else GANG_SIZE,
         )
@@ -466,7 +469,7 @@ class Fit:
             settings={"device": str(self._device)},
         )
 
-    def _memory(self) -> "MemoryTiers":
+    def _memory(self, peak: "PeakMemory") -> "MemoryTiers":
         from rapidfireai.workers.memory import MemoryTiers
 
         request = self._request
@@ -475,6 +478,7 @@ class Fit:
             self._folder.paused,
             hot_limit_bytes=_bytes(request.memory_limit_gib),
             warm_limit_bytes=_bytes(request.host_memory_limit_gib),
+            peak=peak,
         )
 
 

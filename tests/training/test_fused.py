@@ -22,6 +22,7 @@ from rapidfireai.core.run import Run
 from rapidfireai.errors import ConfigError
 from rapidfireai.store import SqliteStore
 from rapidfireai.testing.tiny import tiny_tokenizer
+from rapidfireai.workers.budget import NUM_BEFORE_GROWTH
 from rapidfireai.workers.modes import NUM_MEASURED, NUM_WARM_UP
 from rapidfireai.workers.routed import SharedBackbone, Slice, bucket_width
 from tests.training.scenarios import case, lora, rows
@@ -183,12 +184,12 @@ def passes_of(experiment: Experiment) -> list[str]:
     return list(experiment.get_runs_info()["passes"])
 
 
-@pytest.mark.parametrize("name", GANGS)
+@pytest.mark.parametrize(("name", "fuse"), [*((name, "on") for name in GANGS), ("mixed", "auto")])
 def test_in_a_gang_a_run_computes_what_it_computes_padded_and_alone(
-    name: str, tmp_path: Path, passes: Passes
+    name: str, fuse: str, tmp_path: Path, passes: Passes
 ) -> None:
     gang = GANGS[name]()
-    together = outcomes(train(tmp_path, gang), len(gang))
+    together = outcomes(train(tmp_path, gang, fuse=fuse), len(gang))
     assert max(passes.sizes) > 1, "nothing was shared"
     for spec, got in zip(gang, together, strict=True):
         assert got == padded_alone(tmp_path, spec), spec
@@ -515,6 +516,30 @@ def test_members_leave_when_they_are_stopped_and_join_when_there_is_room(
         assert outcome(experiment, number) == padded_alone(tmp_path, gang[number - 1])
 
 
+class StopsInMidStep:
+    """A tracker that stops run 2 when run 1 has done its second step."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_event(self, before: Run, event: Any, after: Run) -> None:
+        if isinstance(event, StepFinished) and (event.run_id, event.step) == (1, 2):
+            Experiment("fused", experiment_path=self._folder).stop(2)
+
+
+def test_a_run_that_is_stopped_in_the_middle_of_its_step_ends_that_step(
+    tmp_path: Path, passes: Passes
+) -> None:
+    gang = [quiet(case("SFT", seed=1)), quiet(case("SFT", seed=2, gradient_accumulation_steps=4))]
+    experiment = train(tmp_path, gang, trackers=[StopsInMidStep(tmp_path)])
+    info = experiment.get_runs_info()
+    assert list(info["status"]) == ["completed", "stopped"]
+    assert info["step"][1] == 1, "two of four micro-batches were done"
+    assert 2 in passes.sizes
+    assert outcome(experiment, 1) == padded_alone(tmp_path, gang[0])
+    assert outcome(experiment, 2).losses == padded_alone(tmp_path, gang[1]).losses[:1]
+
+
 class Order:
     """A tracker that keeps who did what."""
 
@@ -553,6 +578,8 @@ NOT_FUSED: Mapping[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "embeddings": ({"target_modules": ["embed_tokens", "q_proj"]}, {}, "tokens is a Embedding"),
     "NEFTune": ({}, {"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0 changes how"),
     "a norm": ({"modules_to_save": ["norm"]}, {}, "which is no part of LoRA"),
+    "all of the embeddings": ({"modules_to_save": ["embed_tokens"]}, {}, "which is no part of"),
+    "some tokens": ({"trainable_token_indices": [1, 2]}, {}, "which is no part of LoRA"),
     "determinism": ({}, {"full_determinism": True}, "full_determinism=True changes"),
 }  # fmt: skip
 
@@ -571,8 +598,13 @@ def test_what_cannot_be_fused_is_time_sliced_with_the_reason_on_the_run(
     assert outcomes(experiment, 1) == outcomes(train(tmp_path, [spec], fuse="off"), 1)
 
 
-def test_a_head_that_is_trained_as_well_is_fused(tmp_path: Path, passes: Passes) -> None:
-    spec = replace(quiet(case("SFT", seed=1)), lora=lora(4, modules_to_save=["lm_head"]))
+@pytest.mark.parametrize(
+    "changes", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}]
+)
+def test_a_head_that_is_trained_as_well_is_fused(
+    changes: dict[str, Any], tmp_path: Path, passes: Passes
+) -> None:
+    spec = replace(quiet(case("SFT", seed=1)), lora=lora(4, **changes))
     gang = [spec, quiet(case("SFT", seed=2))]
     assert outcomes(train(tmp_path, gang), 2)[0] == padded_alone(tmp_path, spec)
     assert 2 in passes.sizes
@@ -644,6 +676,29 @@ def test_out_of_memory_splits_the_pass_and_loses_nothing(
     else:
         passes.backward_room = 2
     assert outcomes(train(tmp_path, gang, num_eval_rows=0), len(gang)) == undisturbed
+
+
+def test_where_memory_is_short_fewer_runs_train_at_a_time(tmp_path: Path, passes: Passes) -> None:
+    gang = [quiet(case("SFT", seed=seed, r=4, max_steps=6)) for seed in (1, 2, 3)]
+    unlimited = outcomes(train(tmp_path, gang, num_eval_rows=0), 3)
+    assert max(passes.sizes) == 3
+    held = train(tmp_path, gang[:1], num_eval_rows=0).get_runs_info()["run_memory_gib"][0]
+    for num, limit in ((1, 0.0), (2, 2.5 * held)):
+        passes.sizes.clear()
+        limited = train(tmp_path, gang, num_eval_rows=0, memory_limit_gib=limit)
+        assert outcomes(limited, 3) == unlimited
+        assert max(passes.sizes) == num
+
+
+def test_after_running_out_of_memory_passes_stay_smaller_for_a_while(
+    tmp_path: Path, passes: Passes
+) -> None:
+    gang = measurable(4)
+    passes.forward_room = 3
+    outcomes(measure(tmp_path, gang, fuse="on"), 4)
+    num_left = 20 - NUM_BEFORE_GROWTH // 2
+    assert num_left > 0
+    assert passes.sizes == [2, 2] * (NUM_BEFORE_GROWTH // 2) + [3, 1] * num_left
 
 
 def test_a_pass_that_fails_even_alone_is_computed_by_the_run_itself(

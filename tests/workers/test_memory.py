@@ -105,3 +105,41 @@ def test_an_ended_run_makes_room_and_leaves_no_file(
     assert tiers.num_moves == 1
     tiers.close()
     assert not (tmp_path / "paused").exists()
+
+
+def test_a_run_joins_others_that_train_while_there_is_room_for_all(
+    owners: dict[RunId, Owner], tmp_path: Path
+) -> None:
+    tiers = MemoryTiers(CPU, tmp_path / "paused", hot_limit_bytes=2 * ROOM_FOR_ONE)
+    take_turns(tiers, owners, A, B, C)
+    tiers.before_training(A)
+    assert tiers.has_room(B)
+    tiers.before_training(B)
+    assert not tiers.has_room(C)
+    tiers.after_training(A, owners[A])
+    assert tiers.has_room(C)
+    tiers.before_training(C)
+    assert tiers_of(tiers) == [Tier.COLD, Tier.HOT, Tier.HOT]
+
+
+def test_a_run_that_begins_is_reckoned_with_what_it_will_hold(
+    owners: dict[RunId, Owner], tmp_path: Path
+) -> None:
+    """Of four times its weights, before its optimizer has made any state; a run that has not
+    begun at all needs as much as the largest that is known."""
+    for limit, has_room in ((8 * ROOM_FOR_ONE - 1, False), (8 * ROOM_FOR_ONE, True)):
+        tiers = MemoryTiers(CPU, tmp_path / "paused", hot_limit_bytes=limit)
+        tiers.before_training(A)
+        assert tiers.has_room(B), "nothing is known yet"
+        tiers.begun(A, owners[A])
+        assert tiers.has_room(B) is has_room
+
+
+def test_without_a_limit_a_cpu_has_room_for_everybody(
+    owners: dict[RunId, Owner], tmp_path: Path
+) -> None:
+    tiers = MemoryTiers(CPU, tmp_path / "paused")
+    for run_id, owner in owners.items():
+        assert tiers.has_room(run_id)
+        tiers.before_training(run_id)
+        tiers.begun(run_id, owner)

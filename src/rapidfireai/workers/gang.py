@@ -10,14 +10,16 @@ Which requests go together is a function of the requests alone, never of the tim
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
+from rapidfireai.workers.budget import TokenBudget
 from rapidfireai.workers.fiber import Fiber
 from rapidfireai.workers.joint_cache import rewind
+from rapidfireai.workers.peak import PeakMemory, free_bytes
 from rapidfireai.workers.routed import SharedBackbone, Slice
 from rapidfireai.workers.shared_weights import Base
 
@@ -80,9 +82,6 @@ class Backward:
 
 Request = Forward | Backward
 
-KNEE_TOKENS = 8192
-"""Tokens in a pass above which sharing it saves no more: the GEMMs fill any device by then."""
-
 
 @dataclass(slots=True)
 class _Cohort:
@@ -97,13 +96,21 @@ class Gang:
 
     Args:
         device: Where the bases are.
-        max_tokens: In one pass, of several runs. Halved when a pass runs out of memory.
+        budget: Of tokens in one pass, of several runs.
+        peak: Of the device.
     """
 
-    def __init__(self, device: torch.device, max_tokens: int = KNEE_TOKENS) -> None:
-        self.max_tokens = max_tokens
-        self.max_generated = max_tokens
-        """Likewise in a pass that generates, where memory goes into caches and not into these."""
+    def __init__(
+        self,
+        device: torch.device,
+        budget: TokenBudget | None = None,
+        peak: PeakMemory | None = None,
+    ) -> None:
+        self._budget = budget or TokenBudget()
+        # In a pass that generates memory goes into caches.
+        self._generation = TokenBudget()
+        self._peak = peak or PeakMemory(device)
+        self._bytes_before = 0
         self.device = device
         self.num_splits = 0
         """How often a pass had to be split."""
@@ -114,20 +121,13 @@ class Gang:
     def cohorts(self, requests: Sequence[Forward]) -> Iterator[list[Forward]]:
         """The requests that go together, in an order that follows from theirs."""
         groups: dict[object, list[_Cohort]] = {}
+        free = free_bytes(self.device) if len(requests) > 1 else None
         for request in requests:
-            rows = request.rows
-            kind = (
-                id(request.base.model),
-                request.width,
-                request.trains,
-                rows.cache is None,
-                request.autocast,
-                rows.position_ids is not None,
-                rows.input_ids.dtype,
-            )
+            kind = _kind(request)
             cohorts = groups.setdefault(kind, [_Cohort()])
             if cohorts[-1].requests and (
-                cohorts[-1].num_tokens + request.num_tokens > self._room(request)
+                cohorts[-1].num_tokens + request.num_tokens
+                > self._budget_of(request).limit(kind, free)
             ):
                 cohorts.append(_Cohort())
             cohorts[-1].requests.append(request)
@@ -145,6 +145,8 @@ class Gang:
             request that cannot be answered even alone is, with its `error`.
         """
         answered = list(requests)
+        self._peak.begin("pass")
+        self._bytes_before = self._peak.since("pass") or 0
         while True:
             begin_s = time.perf_counter()
             error = self._call(partial(self._forward, answered))
@@ -167,6 +169,7 @@ class Gang:
         """
         if not asking:  # they evaluate, have failed, or computed the pass by themselves
             self._backbone(requests[0]).forget()
+            self._passed(requests)
             return
         begin_s = time.perf_counter()
         asked = {id(backward.forward): backward for backward in asking}
@@ -176,6 +179,8 @@ class Gang:
         backbone.forget()
         if error is not None:
             self._again([request for request in requests if id(request) in asked], asked, error)
+        else:
+            self._passed(requests)
         for backward in asking:
             backward.is_answered = True
         _share_time([backward.forward for backward in asking], begin_s)
@@ -186,6 +191,14 @@ class Gang:
         if self._fiber is not None:
             self._fiber.close()
             self._fiber = None
+
+    def _passed(self, requests: Sequence[Forward]) -> None:
+        """Remember what a pass needed, from its beginning to its end."""
+        if any(request.error is not None for request in requests):
+            return
+        most = self._peak.since("pass")
+        num_bytes = None if most is None else most - self._bytes_before
+        self._budget_of(requests[0]).passed(_kind(requests[0]), _num_tokens(requests), num_bytes)
 
     def _again(
         self, requests: list[Forward], asked: dict[int, Backward], error: BaseException
@@ -221,16 +234,11 @@ class Gang:
         self.num_splits += 1
         logger.warning("a pass of %d runs failed, half of them go on: %s", len(requests), error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            half = sum(request.num_tokens for request in requests) // 2
-            if requests[0].rows.cache is None:
-                self.max_tokens = half
-            else:
-                self.max_generated = half
+            self._budget_of(requests[0]).failed(_num_tokens(requests))
         return requests[: len(requests) // 2]
 
-    def _room(self, request: Forward) -> int:
-        """Tokens for which there is room in a pass of this kind."""
-        return self.max_tokens if request.rows.cache is None else self.max_generated
+    def _budget_of(self, request: Forward) -> TokenBudget:
+        return self._budget if request.rows.cache is None else self._generation
 
     def _forward(self, requests: list[Forward]) -> None:
         for request in requests:
@@ -279,6 +287,23 @@ class Gang:
             del job
 
 
+def _kind(request: Forward) -> Hashable:
+    """Requests of one kind may share a pass, if they are not too many."""
+    return (
+        id(request.base.model),
+        request.width,
+        request.trains,
+        request.rows.cache is None,
+        request.autocast,
+        request.rows.position_ids is not None,
+        request.rows.input_ids.dtype,
+    )
+
+
+def _num_tokens(requests: Sequence[Forward]) -> int:
+    return sum(request.num_tokens for request in requests)
+
+
 def _rewind(request: Forward) -> None:
     """Back to where the run was when it asked."""
     if request.rows.cache is not None:
@@ -294,7 +319,7 @@ def _gradient(request: Forward) -> torch.Tensor | None:
 
 def _share_time(requests: Sequence[Forward], begin_s: float) -> None:
     """Charge the time since then to the runs, by their tokens."""
-    total = sum(request.num_tokens for request in requests)
+    total = _num_tokens(requests)
     took_s = time.perf_counter() - begin_s
     for request in requests:
         request.seconds = took_s * request.num_tokens / total

@@ -17,6 +17,7 @@ from rapidfireai.core.events import (
     PassMode,
     RunCompleted,
     RunFailed,
+    RunStarted,
     RunStopped,
 )
 from rapidfireai.core.ids import RunId, WorkerId
@@ -110,16 +111,26 @@ class InProcessExecutor:
         turn = [run_id for run_id, chunk in self._open.items() if chunk <= least + 1]
         # Who worked last goes on first, which saves an exchange of the process's state.
         for run_id in sorted(turn, key=lambda run_id: self._tasks[run_id] is not self._current):
-            if run_id not in self._begun or self._goes_on(self._tasks[run_id]):
+            if self._may_begin(run_id, turn) or self._goes_on(run_id):
                 events = self._resume(run_id)
                 if events:
                     return events
         return self._pass_on([run_id for run_id in turn if self._waits(run_id)])
 
-    @staticmethod
-    def _goes_on(task: Task) -> bool:
-        """Whether a task of a gang has all that it needs until its next pass."""
-        return task.is_fused and (task.request is None or task.request.is_answered)
+    def _may_begin(self, run_id: RunId, turn: Sequence[RunId]) -> bool:
+        """Whether the run's order is due to begin, and there is memory for it. If there is not,
+        it waits as long as others of a gang have theirs to do."""
+        if run_id in self._begun:
+            return False
+        others = any(other in self._begun and self._tasks[other].is_fused for other in turn)
+        return not others or self._memory.has_room(run_id)
+
+    def _goes_on(self, run_id: RunId) -> bool:
+        """Whether a run of a gang has all that it needs until its next pass."""
+        task = self._tasks[run_id]
+        if run_id not in self._begun or not task.is_fused:
+            return False
+        return task.request is None or task.request.is_answered
 
     def _waits(self, run_id: RunId) -> bool:
         """Whether the run waits for a pass."""
@@ -199,6 +210,8 @@ class InProcessExecutor:
             events = list(task.resume())
             self._own_s += self._now_s() - begin_s
         self._interrupted |= task.interrupted
+        if any(isinstance(event, RunStarted) for event in events):
+            self._memory.begun(run_id, task)
         if events:
             self._settle(run_id, task, events)
         return events

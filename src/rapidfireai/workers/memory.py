@@ -18,6 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rapidfireai.core.ids import RunId
+from rapidfireai.workers.peak import PeakMemory, free_bytes
+
+_GROWTH = 4
+"""What a run holds once it trains, for each byte of its weights: a gradient and, as most optimizers
+have them, two moments come on top."""
 
 
 class Tier(StrEnum):
@@ -74,6 +79,7 @@ class MemoryTiers:
         hot_limit_bytes: For the tensors of all hot runs together, the training one included; it is
             exceeded only if that one alone needs more. None means what the device has.
         warm_limit_bytes: For all warm runs together. None means no limit.
+        peak: Of the device.
     """
 
     def __init__(
@@ -82,15 +88,17 @@ class MemoryTiers:
         folder: Path,
         hot_limit_bytes: int | None = None,
         warm_limit_bytes: int | None = None,
+        peak: PeakMemory | None = None,
     ) -> None:
         self._device = device
         self._folder = folder
+        self._peak = peak or PeakMemory(device)
         self._hot_limit = hot_limit_bytes
         self._warm_limit = 0 if device.type == "cpu" else warm_limit_bytes
         # In the order in which they were last paused.
         self._residents: dict[RunId, _Resident] = {}
-        self._training: set[RunId] = set()
-        """They are hot, and stay so until they pause."""
+        self._training: dict[RunId, int] = {}
+        """They are hot, and stay so until they pause; bytes that they are known to need."""
         self.num_moves = 0
         """How often a run has been moved from the device."""
 
@@ -105,19 +113,48 @@ class MemoryTiers:
 
     def before_training(self, run_id: RunId) -> None:
         """Bring the run's tensors to the device, and others away if there is no room for both."""
-        self._training.add(run_id)
         resident = self._residents.get(run_id)
+        self._training[run_id] = 0 if resident is None else resident.num_bytes
         needed = 0 if resident is None or resident.tier is Tier.HOT else resident.num_bytes
         self._make_room(needed, self._working_bytes(resident))
         if resident is not None and resident.tier is not Tier.HOT:
             self._heat(run_id, resident)
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        self._peak.begin("training")
+
+    def has_room(self, run_id: RunId) -> bool:
+        """Whether the run can train beside those that do.
+
+        A run of which nothing is known needs as much as the largest that is.
+        """
+        resident = self._residents.get(run_id)
+        sizes = (*self._training.values(), *(one.num_bytes for one in self._residents.values()))
+        needed = resident.num_bytes if resident is not None else max(sizes, default=0)
+        if self._hot_limit is not None:
+            return sum(self._training.values()) + needed <= self._hot_limit
+        free = free_bytes(self._device)
+        if free is None:
+            return True
+        if resident is not None and resident.tier is Tier.HOT:
+            needed = 0
+        movable = sum(
+            one.num_bytes
+            for other, one in self._residents.items()
+            if one.tier is Tier.HOT and other not in self._training and other != run_id
+        )
+        return needed + self._working_bytes(resident) <= free + movable
+
+    def begun(self, run_id: RunId, owner: Owner) -> None:
+        """Take note of a run that is about to do its first step: what it is going to need."""
+        if run_id in self._training:
+            held = sum(
+                tensor.untyped_storage().nbytes() for tensor in _distinct(owner.own_tensors())
+            )
+            self._training[run_id] = max(self._training[run_id], held * _GROWTH)
 
     def after_training(self, run_id: RunId, owner: Owner) -> None:
         """Take note of the run's tensors, now that it is paused."""
         self._residents.pop(run_id, None)
-        self._training.discard(run_id)
+        self._training.pop(run_id, None)
         tensors = _distinct(owner.own_tensors())
         self._residents[run_id] = _Resident(
             owner=owner,
@@ -125,15 +162,15 @@ class MemoryTiers:
             places=[_Place.of(tensor) for tensor in tensors],
             num_bytes=sum(tensor.untyped_storage().nbytes() for tensor in tensors),
         )
-        if self._device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self._device)
+        peak = self._peak.since("training")
+        if peak is not None:
             now = torch.cuda.memory_allocated(self._device)
             self._residents[run_id].working_bytes = peak - now
         self._make_room(0, 0, keep=run_id)
 
     def forget(self, run_id: RunId) -> None:
         """The run has ended."""
-        self._training.discard(run_id)
+        self._training.pop(run_id, None)
         if self._residents.pop(run_id, None) is not None:
             self._file(run_id).unlink(missing_ok=True)
 
@@ -158,13 +195,8 @@ class MemoryTiers:
     def _is_short(self, needed: int, working: int) -> bool:
         if self._hot_limit is not None:
             return self.hot_bytes() + needed > self._hot_limit
-        if self._device.type != "cuda":
-            return False
-        free, _ = torch.cuda.mem_get_info(self._device)
-        reusable = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
-            self._device
-        )
-        return needed + working > free + reusable
+        free = free_bytes(self._device)
+        return free is not None and needed + working > free
 
     def _cool(self, run_id: RunId, resident: _Resident) -> None:
         self.num_moves += 1

@@ -199,9 +199,11 @@ class _AddAdapters(torch.autograd.Function):
             if autocast is not None:
                 dropped, a, b = dropped.to(autocast), a.to(autocast), b.to(autocast)
             flat = dropped.reshape(-1, dropped.shape[-1])
-            low = flat @ a.t()
-            place = route.own(y)
-            place += (low @ b.t()).view(place.shape) * route.scaling
+            low = F.linear(flat, a)
+            added, place = F.linear(low, b), route.own(y)
+            if route.scaling != 1:
+                added = added.mul_(route.scaling)
+            place += added.view(place.shape)
             kept += (mask, flat, low, a, b)
         ctx.routes, ctx.shape, ctx.dtype = routes, x.shape, x.dtype
         ctx.weight_dtypes = [weight.dtype for weight in weights]
@@ -213,20 +215,30 @@ class _AddAdapters(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (grad,) = grads
         kept = ctx.saved_tensors
+        needs_below = ctx.needs_input_grad[0]
         below = None
-        if ctx.needs_input_grad[0]:
-            below = torch.zeros(ctx.shape, dtype=ctx.dtype, device=grad.device)
         found: list[torch.Tensor] = []
         for i, route in enumerate(ctx.routes):
             mask, flat, low, a, b = kept[5 * i : 5 * i + 5]
             dtype_a, dtype_b = ctx.weight_dtypes[2 * i : 2 * i + 2]
             own = route.own(grad)
-            scaled = (own.to(b.dtype) * route.scaling).reshape(-1, own.shape[-1])
+            scaled = own.to(b.dtype)
+            if route.scaling != 1:
+                scaled = scaled * route.scaling
+            scaled = scaled.reshape(-1, own.shape[-1])
             low_grad = scaled @ b
             found += ((low_grad.t() @ flat).to(dtype_a), (scaled.t() @ low).to(dtype_b))
-            if below is not None:
-                dropped = (low_grad @ a).view(*own.shape[:-1], -1).to(dtype_a)
-                route.own(below).copy_(dropped if mask is None else dropped * mask)
+            if not needs_below:
+                continue
+            dropped = (low_grad @ a).view(*own.shape[:-1], -1).to(dtype_a)
+            if mask is not None:
+                dropped.mul_(mask)
+            if dropped.shape == ctx.shape:  # all rows are this run's, without any padding
+                below = dropped.to(ctx.dtype)
+                continue
+            if below is None:
+                below = torch.zeros(ctx.shape, dtype=ctx.dtype, device=grad.device)
+            route.own(below).copy_(dropped)
         return below, grad, None, *found
 
 

@@ -10,6 +10,8 @@ from typing import Any, Final
 import psutil
 import torch
 
+from rapidfireai.workers.peak import PeakMemory
+
 logger = logging.getLogger(__name__)
 
 _GIB: Final = 2**30
@@ -20,10 +22,13 @@ class DeviceMonitor:
 
     Args:
         device: The device that the process trains on.
+        peak: Of the device.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, peak: PeakMemory | None = None) -> None:
         self._device = device
+        self._peak = peak or PeakMemory(device)
+        self._peak.begin("reading")
         self._process = psutil.Process()
         # The first reading of the CPU has nothing to compare with, and is thrown away here.
         self._process.cpu_percent()
@@ -40,8 +45,6 @@ class DeviceMonitor:
         the most of it since the last reading; `device_memory_used_gib`, by all processes, out of
         `device_memory_total_gib`; and with NVML `device_utilization_percent`, the share of the last
         second or less in which a kernel ran.
-
-        Reading starts the peak of `torch.cuda.max_memory_allocated` anew.
         """
         values = {
             "host_memory_gib": self._process.memory_info().rss / _GIB,
@@ -49,7 +52,7 @@ class DeviceMonitor:
             "cpu_percent": self._process.cpu_percent(),
         }
         if self._device.type == "cuda":
-            values |= _memory(self._device)
+            values |= _memory(self._device, self._peak)
         if self._gpu is not None:
             values |= self._gpu.read()
         return values
@@ -61,16 +64,16 @@ def own_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({(s.device, s.data_ptr()): s.nbytes() for s in storages}.values())
 
 
-def _memory(device: torch.device) -> dict[str, float]:
+def _memory(device: torch.device, peak: PeakMemory) -> dict[str, float]:
     # Asked of CUDA rather than NVML: it is always there, and right on a slice of a GPU (MIG) too.
     free, total = torch.cuda.mem_get_info(device)
     values = {
         "device_memory_gib": torch.cuda.memory_allocated(device) / _GIB,
-        "device_memory_peak_gib": torch.cuda.max_memory_allocated(device) / _GIB,
+        "device_memory_peak_gib": (peak.since("reading") or 0) / _GIB,
         "device_memory_used_gib": (total - free) / _GIB,
         "device_memory_total_gib": total / _GIB,
     }
-    torch.cuda.reset_peak_memory_stats(device)
+    peak.begin("reading")
     return values
 
 
