@@ -85,8 +85,8 @@ class RFOptuna(Search):
         self.objectives = tuple(map(Objective.parse, several))
         if granularity != "chunk":
             raise ConfigError(
-                f"granularity={granularity!r} cannot be used: runs are looked at when a chunk ends, "
-                "'chunk'; for once an epoch give run_fit(num_chunks=1)"
+                f"granularity={granularity!r} cannot be used; it is 'chunk', when runs are looked "
+                "at: for once an epoch give run_fit(num_chunks=1)"
             )
         if isinstance(sampler, str):
             check_sampler(sampler)
