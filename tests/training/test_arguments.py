@@ -155,8 +155,8 @@ REFUSED_VALUES = [
     ("deepspeed", {"zero_optimization": {}}, "one device"),
     ("fsdp", "full_shard", "one device"),
     ("use_liger_kernel", True, "use_kernels"),
-    ("report_to", "wandb", 'use "none" or "tensorboard"'),
-    ("report_to", ["tensorboard", "mlflow"], "one current run of the whole process"),
+    ("report_to", "wandb", 'run_fit(trackers=["wandb", "trackio"])'),
+    ("report_to", ["tensorboard", "wandb"], "one current run of the whole process"),
     ("report_to", "all", "get_results()"),
 ]
 
@@ -174,8 +174,8 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         "given",
-        [{"report_to": "none"}, {"report_to": []}, {"fsdp": ""}, {"use_liger_kernel": False},
-         {"auto_find_batch_size": False}],
+        [{"report_to": "none"}, {"report_to": []}, {"report_to": ["mlflow"]},
+         {"fsdp": ""}, {"use_liger_kernel": False}, {"auto_find_batch_size": False}],
         ids=str,
     )  # fmt: skip
     def test_switched_off_they_do_no_harm(self, given: dict[str, Any]) -> None:
