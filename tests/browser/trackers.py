@@ -72,7 +72,7 @@ def main(target: Path) -> None:
 
 
 def _mlflow(browser: "Browser", stage: Stage, picture: Path) -> None:
-    page = browser.new_page(viewport=_SIZE)  # type: ignore[arg-type]
+    page = browser.new_page(viewport=_SIZE)
     page.goto(stage.link)
     page.goto(f"{stage.address}/mlflow/{NAME}/#/experiments/1/runs?compareRunsMode=CHART")
     page.locator("#root *").first.wait_for(timeout=1000 * _START_S)
@@ -85,7 +85,7 @@ def _mlflow(browser: "Browser", stage: Stage, picture: Path) -> None:
 
 
 def _take(browser: "Browser", url: str, picture: Path) -> None:
-    page = browser.new_page(viewport=_SIZE)  # type: ignore[arg-type]
+    page = browser.new_page(viewport=_SIZE)
     page.goto(url)
     page.wait_for_timeout(_SETTLE_MS)
     page.screenshot(path=picture)

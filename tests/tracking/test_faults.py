@@ -167,6 +167,7 @@ def own_trackio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.exam
 def test_an_experiment_that_is_killed_and_goes_on_is_told_once(own_trackio: Path) -> None:
     """Some of its steps are done twice: those since the last checkpoint."""
 
