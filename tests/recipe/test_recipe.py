@@ -11,6 +11,7 @@ from rapidfireai.automl import RFGridSearch, RFOptuna, RFRandomSearch
 from rapidfireai.errors import ConfigError, RapidFireError, UnknownArgumentError
 from rapidfireai.policies import MedianPolicy, ThresholdPolicy
 from rapidfireai.recipe import Recipe, read
+from rapidfireai.tracking import WandB
 from rapidfireai.training.config import RunConfig
 
 CODE = """
@@ -151,14 +152,15 @@ def test_what_goes_to_run_fit() -> None:
         checkpoint_every_s=1.5,
         seed=7,
         policy=["auto", {"MedianPolicy": {}}, {"ThresholdPolicy": {"bound": 3.0}}],
-        trackers=["code_of_mine.Tracker"],
+        trackers=["code_of_mine.Tracker", "tensorboard", {"WandB": {"project": "mine"}}],
         env={"MY_VARIABLE": 1},
         experiment_name="named",
         experiment_path="there",
     )
     fit = dict(found.fit)
+    assert "tool_timeout_s" not in fit
     auto, median, threshold = fit.pop("policy")
-    (tracker,) = fit.pop("trackers")
+    tracker, by_name, with_settings = fit.pop("trackers")
     assert fit == {
         "num_chunks": 2,
         "fuse": "on",
@@ -169,6 +171,8 @@ def test_what_goes_to_run_fit() -> None:
     assert isinstance(median, MedianPolicy)
     assert isinstance(threshold, ThresholdPolicy)
     assert type(tracker).__name__ == "Tracker"
+    assert by_name == "tensorboard"
+    assert with_settings == WandB(project="mine")
     assert (found.seed, found.env, found.name) == (7, {"MY_VARIABLE": "1"}, "named")
     assert found.path == "there"
     assert "seed" not in found.configs()[0].training_args
@@ -237,6 +241,8 @@ def test_keys_given_beside_the_file_count() -> None:
         ("SFT", {"policy": "MedianPolic"}, "did you mean 'MedianPolicy'"),
         ("SFT", {"policy": {"MedianPolicy": {"speed": 3}}}, "MedianPolicy refuses.*speed"),
         ("SFT", {"trackers": ["code_of_mine.Nothing"]}, "no 'Nothing'"),
+        ("SFT", {"trackers": [{"WanB": {}}]}, "did you mean 'WandB'"),
+        ("SFT", {"trackers": [{"WandB": {"projct": "a"}}]}, "WandB refuses.*projct"),
         ("SFT", {"callbacks": ["no_such_module.X"]}, "no_such_module"),
         ("SFT", {"compute_metrics": "score"}, "no dotted name"),
         ("SFT", {"model_init_kwargs": [{"a": 1}, {"b": 2}]}, "model_init_kwargs"),

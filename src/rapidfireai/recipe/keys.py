@@ -134,7 +134,7 @@ def _fit() -> dict[str, Argument]:
 
 
 def _in_a_file(name: str, annotation: Any) -> Any:
-    return {"policy": Any, "trackers": list[str]}.get(name, annotation)
+    return {"policy": Any, "trackers": list[Any]}.get(name, annotation)
 
 
 def _data() -> dict[str, Argument]:

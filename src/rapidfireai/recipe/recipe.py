@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rapidfireai import policies
+from rapidfireai import policies, tracking
 from rapidfireai.automl.argument_types import shown
 from rapidfireai.automl.knobs import List, Range, knobs_in
 from rapidfireai.automl.model_config import RFModelConfig
@@ -248,34 +248,36 @@ class _Reader:
         return names.load(name, key, self._path.absolute().parent)
 
     def _trackers(self, given: Any) -> list[Any]:
-        """Names without a dot are left to `run_fit`."""
-        found = [self._load(name, "trackers") if "." in name else name for name in given]
-        return [one() if isinstance(one, type) else one for one in found]
+        """Trackers by name are left to `run_fit`; {name: {setting: value}} has settings."""
+        settings = {each.__name__: each for each in tracking.TRACKERS.values()}
+        return [
+            self._made(one, "trackers", settings) if _is_call(one) or "." in str(one) else one
+            for one in given
+        ]
 
     def _policies(self, given: Any) -> Any:
         if isinstance(given, list):
-            return [self._policy(one) for one in given]
-        return self._policy(given)
+            return [self._policies(one) for one in given]
+        known = {name: getattr(policies, name) for name in policies.__all__}
+        classes = {name: one for name, one in known.items() if inspect.isclass(one)}
+        return given if given == "auto" else self._made(given, "policy", classes)
 
-    def _policy(self, given: Any) -> Any:
-        """A policy by its name, or as {name: {argument: value}}."""
-        if given == "auto":
-            return given
+    def _made(self, given: Any, key: str, known: Mapping[str, Any]) -> Any:
+        """An object of ours or of the user's by name, or as {name: {argument: value}}."""
         name, kwargs = next(iter(given.items())) if _is_call(given) else (given, None)
-        known = [one for one in policies.__all__ if inspect.isclass(getattr(policies, one))]
         if isinstance(name, str) and "." in name:
-            found = self._load(name, "policy")
+            found = self._load(name, key)
         elif name in known:
-            found = getattr(policies, name)
+            found = known[name]
         else:
             raise ConfigError(
-                f"policy: {shown(given)} is not known; {did_you_mean(str(name), ['auto', *known])} "
-                "Arguments are written as {MedianPolicy: {argument: value}}"
+                f"{key}: {shown(given)} is not known; {did_you_mean(str(name), known)} Arguments "
+                "are written as {Name: {argument: value}}, what is yours as module.name"
             )
         try:
-            return found(**(kwargs or {})) if callable(found) else found
+            return found(**(kwargs or {})) if isinstance(found, type) or kwargs else found
         except TypeError as error:
-            raise ConfigError(f"policy: {name} refuses {shown(kwargs)}: {error}") from error
+            raise ConfigError(f"{key}: {name} refuses {shown(kwargs)}: {error}") from error
 
 
 def _is_call(given: Any) -> bool:
