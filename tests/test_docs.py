@@ -336,6 +336,7 @@ def code(name: object) -> str:
 
 KINDS: Mapping[DataKind, str] = {
     DataKind.DEMONSTRATION: "how to reply",
+    DataKind.CONVERSATION: "how to reply, as messages",
     DataKind.PREFERENCE: "which of two replies is better",
     DataKind.UNPAIRED_PREFERENCE: "whether a reply is good",
     DataKind.PROMPT: "what to reply to",

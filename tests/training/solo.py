@@ -4,15 +4,19 @@ Nothing of the engine is imported here. Processes are forked from a server that 
 imports and nothing else, so that each starts as clean as a fresh interpreter.
 """
 
+import gc
 import hashlib
+import importlib
 import multiprocessing
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import trl
 from datasets import Dataset
@@ -20,6 +24,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import (
     DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
     EarlyStoppingCallback,
     LlamaForSequenceClassification,
     PrinterCallback,
@@ -30,6 +35,10 @@ from transformers import (
 )
 
 from rapidfireai.testing.tiny import tiny_model, tiny_tokenizer
+
+# TRL imports its trainers when they are first asked for, which every process would do anew.
+for _name in ("SFT", "DPO", "KTO", "Reward", "GRPO", "RLOO", "Distillation"):
+    getattr(trl, f"{_name}Trainer")
 
 Row = tuple[int, dict[str, str]]
 
@@ -44,11 +53,20 @@ class Case:
     """Of TRL, such as "SFT"; or one of `OWN_TRAINERS`."""
     args: Mapping[str, Any]
     lora: Mapping[str, Any] | None
+    """Arguments of the adapter's config; None trains all weights, or what the model brings."""
     trainer_kwargs: Mapping[str, Any] = field(default_factory=dict)
     made_kwargs: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     """Further ones that are made where they are used, since they cannot travel."""
     base_dropout: float = 0.1
     """Attention dropout of the base."""
+    peft: str = "LoraConfig"
+    """The config's class in `peft`."""
+    classes: tuple[str, str] | None = None
+    """"module:class" of the trainer and of its arguments; None where `trl` itself has them."""
+    make_model: Callable[[], tuple[Any, Any]] | None = None
+    """Makes model and tokenizer or processor; None makes the tiny Llama."""
+    make_reference: Callable[[], Any] | None = None
+    """Makes the reference model that plain TRL has to be given; the engine finds it itself."""
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -80,11 +98,14 @@ def teacher() -> Any:
     return tiny_model(seed=99)
 
 
+_NUM_LABELS = {"Reward": 1, "Classifier": 2}
+
+
 def create_model(trainer: str, dropout: float = 0.1) -> Any:
-    """The model that a trainer trains; a reward model's head is random."""
-    if trainer == "Reward":
+    """The model that a trainer trains; the head of a reward model or classifier is random."""
+    if trainer in _NUM_LABELS:
         config = tiny_model(dropout=dropout).config
-        config.num_labels = 1
+        config.num_labels = _NUM_LABELS[trainer]
         return LlamaForSequenceClassification(config)
     return tiny_model(dropout=dropout)
 
@@ -128,7 +149,11 @@ class LoopTrainer(Trainer):
             self.callback_handler.on_step_end(self.args, self.state, self.control)
 
 
-OWN_TRAINERS: Mapping[str, type[Trainer]] = {"Noisy": NoisyTrainer, "Loop": LoopTrainer}
+OWN_TRAINERS: Mapping[str, type[Trainer]] = {
+    "Noisy": NoisyTrainer,
+    "Loop": LoopTrainer,
+    "Classifier": Trainer,
+}
 
 
 def own_trainer(
@@ -142,11 +167,14 @@ def own_trainer(
 ) -> Trainer:
     """One of `OWN_TRAINERS` over rows that it tokenises itself."""
 
+    classifies = config["trainer"] == "Classifier"
+
+    def tokenised_row(row: dict[str, Any]) -> dict[str, Any]:
+        label = {"labels": len(row["completion"]) % 2} if classifies else {}
+        return {**tokenizer(row["prompt"] + row["completion"]), **label}
+
     def tokenised(rows: Dataset) -> Dataset:
-        return rows.map(
-            lambda row: tokenizer(row["prompt"] + row["completion"]),
-            remove_columns=rows.column_names,
-        )
+        return rows.map(tokenised_row, remove_columns=rows.column_names)
 
     if config["lora"] is not None:
         model = get_peft_model(model, LoraConfig(**config["lora"]))
@@ -163,7 +191,9 @@ def own_trainer(
         ),
         train_dataset=tokenised(train),
         eval_dataset=None if evaluation is None else tokenised(evaluation),
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        data_collator=DataCollatorWithPadding(tokenizer)
+        if classifies
+        else DataCollatorForLanguageModeling(tokenizer, mlm=False),
         processing_class=tokenizer,
     )
 
@@ -211,33 +241,57 @@ def _trl_trainer(case: Case, train: Dataset, evaluation: Dataset | None, folder:
     given = {"seed": 42, "save_strategy": "no", "report_to": "none", **case.args}
     if not given.get("bf16") and not given.get("fp16"):
         given["bf16"] = False
-    config = getattr(trl, f"{case.trainer}Config")(
-        output_dir=folder, use_cpu=True, disable_tqdm=True, **given
-    )
+    trainer_class, config_class = trl_classes(case)
+    config = config_class(output_dir=folder, use_cpu=True, disable_tqdm=True, **given)
     set_seed(config.seed)
+    model, tokenizer = made_model(case)
     kwargs = case.kwargs
-    if case.lora is not None:
-        kwargs["peft_config"] = LoraConfig(**case.lora)
-    elif case.trainer in ("DPO", "KTO"):
+    if case.make_reference is not None:
+        model.delete_adapter("reference")  # the engine knows it by that name, TRL does not
+        kwargs["ref_model"] = case.make_reference()
+    elif case.lora is None and case.make_model is None and case.trainer in ("DPO", "KTO"):
         kwargs["ref_model"] = tiny_model(dropout=case.base_dropout)
-    trainer: Trainer = getattr(trl, f"{case.trainer}Trainer")(
-        model=create_model(case.trainer, case.base_dropout),
+    if case.lora is not None:
+        kwargs["peft_config"] = getattr(peft, case.peft)(**case.lora)
+    trainer: Trainer = trainer_class(
+        model=model,
         args=config,
         train_dataset=train,
         eval_dataset=evaluation,
-        processing_class=tiny_tokenizer(),
+        processing_class=tokenizer,
         **kwargs,
     )
     return trainer
+
+
+def trl_classes(case: Case) -> tuple[Any, Any]:
+    """TRL's trainer of the case, and the class of its arguments."""
+    paths = case.classes or (f"trl:{case.trainer}Trainer", f"trl:{case.trainer}Config")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")
+        trainer, config = (
+            getattr(importlib.import_module(module), name)
+            for module, _, name in (path.partition(":") for path in paths)
+        )
+    return trainer, config
+
+
+def made_model(case: Case) -> tuple[Any, Any]:
+    """Model and tokenizer of the case."""
+    if case.make_model is not None:
+        return case.make_model()
+    return create_model(case.trainer, case.base_dropout), tiny_tokenizer()
 
 
 def _trainer(case: Case, train: Dataset, evaluation: Dataset | None, folder: str) -> Trainer:
     if case.trainer not in OWN_TRAINERS:
         return _trl_trainer(case, train, evaluation, folder)
     set_seed(case.args["seed"])
+    model = create_model(case.trainer)
+    set_seed(case.args["seed"])  # whatever a random head has drawn
     return own_trainer(
         own_config(case),
-        model=create_model(case.trainer),
+        model=model,
         tokenizer=tiny_tokenizer(),
         train=train,
         evaluation=evaluation,
@@ -246,13 +300,17 @@ def _trainer(case: Case, train: Dataset, evaluation: Dataset | None, folder: str
 
 
 def train_alone(
-    case: Case, train: list[dict[str, Any]], eval_rows: list[dict[str, Any]]
+    case: Case,
+    train: list[dict[str, Any]],
+    eval_rows: list[dict[str, Any]],
+    as_dataset: Callable[[list[dict[str, Any]]], Any] = Dataset.from_list,
 ) -> Outcome:
     """Train the case with plain TRL."""
+    gc.freeze()  # a trainer collects garbage: not in what was imported before it
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        evaluation = Dataset.from_list(eval_rows) if eval_rows else None
-        trainer = _trainer(case, Dataset.from_list(train), evaluation, folder)
+        evaluation = as_dataset(eval_rows) if eval_rows else None
+        trainer = _trainer(case, as_dataset(train), evaluation, folder)
         rows = _Rows()
         trainer.add_callback(rows)
         trainer.remove_callback(PrinterCallback)  # it takes values out of the rows that it prints
@@ -285,12 +343,17 @@ class SoloRuns:
         self._futures: dict[str, Future[Outcome]] = {}
 
     def start(
-        self, case: Case, train: list[dict[str, Any]], eval_rows: list[dict[str, Any]]
+        self,
+        case: Case,
+        train: list[dict[str, Any]],
+        eval_rows: list[dict[str, Any]],
+        as_dataset: Callable[[list[dict[str, Any]]], Any] = Dataset.from_list,
     ) -> Future[Outcome]:
         """Train the case in the background, unless that has been done."""
-        key = repr((case, train, eval_rows))
+        given = (case, train, eval_rows, as_dataset)
+        key = repr(given)
         if key not in self._futures:
-            self._futures[key] = self._pool.submit(train_alone, case, train, eval_rows)
+            self._futures[key] = self._pool.submit(train_alone, *given)
         return self._futures[key]
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,8 +156,9 @@ REFUSED_VALUES = [
     ("deepspeed", {"zero_optimization": {}}, "one device"),
     ("fsdp", "full_shard", "one device"),
     ("use_liger_kernel", True, "use_kernels"),
-    ("report_to", "wandb", 'run_fit(trackers=["wandb", "trackio"])'),
-    ("report_to", ["tensorboard", "wandb"], "one current run of the whole process"),
+    ("gradient_checkpointing_kwargs", {"selective": True}, "leave it out"),
+    ("report_to", "wandb", 'use "none" or "tensorboard"'),
+    ("report_to", ["tensorboard", "mlflow"], "one current run of the whole process"),
     ("report_to", "all", "get_results()"),
 ]
 
@@ -169,13 +171,29 @@ class TestRefused:
         assert message.startswith(f"{name}={value!r} cannot be used here: ")
         assert advice in message
 
+    def test_what_needs_a_gpu_says_so(self) -> None:
+        message = refusal(training_args={"activation_offloading": True})
+        assert message.startswith("activation_offloading=True needs a GPU: ")
+        assert message.endswith("leave it out.")
+
+    @pytest.mark.parametrize("method", ["MultitaskPromptTuningConfig", "PolyConfig"])
+    def test_methods_that_need_more_than_a_trainer_gives(self, method: str) -> None:
+        message = refusal(peft=PeftSpec(method=method, arguments={}))
+        assert message.startswith(f"peft.{method} cannot be used here: its model needs task_ids")
+
+    def test_a_method_whose_package_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "sklearn", None)  # as where it is not installed
+        message = refusal(peft=PeftSpec(method="AdamssConfig", arguments={}))
+        assert message.startswith("peft.AdamssConfig needs scikit-learn, which is not installed")
+
     def test_every_one_is_tested(self) -> None:
         assert {name for name, _, _ in REFUSED_VALUES} == set(REFUSED)
 
     @pytest.mark.parametrize(
         "given",
-        [{"report_to": "none"}, {"report_to": []}, {"report_to": ["mlflow"]},
-         {"fsdp": ""}, {"use_liger_kernel": False}, {"auto_find_batch_size": False}],
+        [{"report_to": "none"}, {"report_to": []}, {"fsdp": ""}, {"use_liger_kernel": False},
+         {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+         {"activation_offloading": False}, {"auto_find_batch_size": False}],
         ids=str,
     )  # fmt: skip
     def test_switched_off_they_do_no_harm(self, given: dict[str, Any]) -> None:

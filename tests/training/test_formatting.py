@@ -22,6 +22,7 @@ Row = dict[str, Any]
 
 TRAINER = {
     DataKind.DEMONSTRATION: "SFT",
+    DataKind.CONVERSATION: "GKD",
     DataKind.PREFERENCE: "DPO",
     DataKind.PROMPT: "GRPO",
     DataKind.UNPAIRED_PREFERENCE: "KTO",
@@ -63,6 +64,25 @@ def _label(value: object) -> str:
 
 
 class TestKnownSchemas:
+    @staticmethod
+    def _expected(kind: DataKind, schema: Schema, chat: bool) -> Row:
+        request = f"the {schema.request}"
+        replies = {target: f"the {column}" for target, column in schema.replies.items()}
+        if schema.joined:
+            return {"messages": [*user(request), *assistant(replies["messages"])]}
+        expected: Row = {"prompt": request}
+        if chat:
+            expected["prompt"] = user(request)
+        elif replies:
+            expected["prompt"] = f"### Instruction:\n{request}\n\n### Response:\n"
+        for target, text in replies.items():
+            expected[target] = assistant(text) if chat else text
+        if kind is DataKind.UNPAIRED_PREFERENCE:
+            expected["label"] = True
+        if kind is DataKind.PROMPT:
+            expected["unrelated"] = 7
+        return expected
+
     @pytest.mark.parametrize(("kind", "schema"), SCHEMAS, ids=_label)
     @pytest.mark.parametrize("chat", [False, True])
     def test_each_is_mapped(
@@ -72,28 +92,19 @@ class TestKnownSchemas:
         if kind is DataKind.UNPAIRED_PREFERENCE:
             row["label"] = True
         row["unrelated"] = 7
+        if kind is DataKind.CONVERSATION and not chat:
+            message = error(Dataset.from_list([row]), tmp_path, config(TRAINER[kind]))
+            assert "holds chat messages, but the tokenizer has no chat template" in message
+            return
         rows, notes = formatted(
             Dataset.from_list([row] * 2), tmp_path, config(TRAINER[kind]), chat=chat
         )
-        request = f"the {schema.request}"
-        expected: Row = {}
-        if chat:
-            expected["prompt"] = user(request)
-        elif schema.replies:
-            expected["prompt"] = f"### Instruction:\n{request}\n\n### Response:\n"
-        else:
-            expected["prompt"] = request
-        for target, column in schema.replies.items():
-            text = f"the {column}"
-            expected[target] = assistant(text) if chat else text
-        if kind is DataKind.UNPAIRED_PREFERENCE:
-            expected["label"] = True
-        if kind is DataKind.PROMPT:
-            expected["unrelated"] = 7
+        expected = self._expected(kind, schema, chat)
         assert rows == [expected] * 2
         (note,) = notes
         assert note.startswith("train_dataset: columns mapped to what the trainer reads: ")
-        for target, column in {"prompt": schema.request, **schema.replies}.items():
+        first = "messages" if schema.joined else "prompt"
+        for target, column in {first: schema.request, **schema.replies}.items():
             named = column if column == target else f"-> {target}"
             assert named in note or column == target
 
@@ -421,7 +432,7 @@ class TestOnce:
             for run in (
                 config(function=function),
                 config(function=function, learning_rate=1.0),
-                config("GKD", function=function),
+                config("GOLD", function=function),
             )
         ]
         assert results[0] is results[1] is results[2]

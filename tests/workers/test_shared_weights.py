@@ -639,3 +639,21 @@ def test_tiny_model_draws_nothing() -> None:
     before = torch.get_rng_state()
     tiny_model()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes, that it rounds
+def test_trees_of_an_8_bit_base_share_its_bits_and_each_finds_its_scales() -> None:
+    from bitsandbytes.nn import Linear8bitLt
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(Linear8bitLt(32, 16, bias=False, has_fp16_weights=False)).to(CPU)
+
+    shared, rows = base(make), torch.randn(3, 32)
+    trees = [shared.clone(private=False) for _ in range(2)]
+    # The first pass through a layer takes the scales off its parameter.
+    first, second, alone = (tree(rows) for tree in (*trees, make()))
+    assert torch.equal(first, alone)
+    assert torch.equal(second, alone)
+    assert storages(*trees) == storages(trees[0])
+    shared.verify()

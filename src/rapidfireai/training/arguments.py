@@ -18,15 +18,18 @@ from rapidfireai.training.registry import trainer_spec
 
 _SAVING = ("save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end")
 
-# MLflow has a current run for each thread, and so for each of our runs.
 _PROCESS_WIDE_TRACKERS = frozenset(
-    {"all", "azure_ml", "clearml", "comet_ml", "dagshub", "dvclive", "flyte", "neptune"}
+    {"all", "azure_ml", "clearml", "comet_ml", "dagshub", "dvclive", "flyte", "mlflow", "neptune"}
     | {"swanlab", "trackio", "wandb"}
 )
 
 
 def _is_on(value: Any) -> bool:
     return bool(value)
+
+
+def _is_selective(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value.get("selective"))
 
 
 def _logs_process_wide(value: Any) -> bool:
@@ -55,18 +58,32 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "it replaces functions of the model's module for the whole process, other runs' included; "
         'leave it out, or load the model with model_kwargs={"use_kernels": True}',
     ),
+    "gradient_checkpointing_kwargs": (
+        _is_selective,
+        "TRL 1.16 hands `selective` to a method that transformers 5.23 does not call any more, so "
+        "that the trainer fails alone as well; leave it out, all of a layer is recomputed then",
+    ),
     "report_to": (
         _logs_process_wide,
         "its callback logs to one current run of the whole process, so that the metrics of several "
-        'runs would mix; use "none", "tensorboard" or "mlflow" here, or run_fit(trackers=["wandb", '
-        '"trackio"]), which keeps them apart; experiment.get_results() has all',
+        'runs would mix; use "none" or "tensorboard", and experiment.get_results() for all metrics',
     ),
 }
 """Options that cannot work beside other runs: what is refused of them, and why."""
 
+_NEEDS_GPU: Mapping[str, str] = {
+    "activation_offloading": "on a CPU there is no other memory that they could move to",
+}
+"""Options that nothing can be made of on a CPU, and why."""
+
 _OPTIMIZER_PACKAGES: Mapping[str, tuple[str, str]] = {
     "adamw_torch_[48]bit": ("torchao", "torchao"),
+    "adamw_anyprecision": ("torchdistx", "torchdistx"),
+    "adamw_torch_xla": ("torch_xla", "torch_xla"),
+    "adamw_torch_npu_fused": ("torch_npu", "torch_npu"),
+    "apollo_*": ("apollo_torch", "apollo-torch"),
     "galore_*": ("galore_torch", "galore-torch"),
+    "grokadamw": ("grokadamw", "grokadamw"),
     "schedule_free_*": ("schedulefree", "schedulefree"),
     "stable_adamw": ("optimi", "torch-optimi"),
     "*lomo": ("lomo_optim", "lomo-optim"),
@@ -152,6 +169,11 @@ def resolve(
             "the CPU, start Python with the environment variable CUDA_VISIBLE_DEVICES set to "
             "nothing."
         )
+    for name, reason in _NEEDS_GPU.items():
+        if device.type == "cpu" and config.training_args.get(name):
+            raise ConfigError(
+                f"{name}={config.training_args[name]!r} needs a GPU: {reason}; leave it out."
+            )
     given, notes = _adapted(config, device, output_dir, default_seed)
     _check_seed(given["seed"])
     _check_amounts(given)
@@ -166,6 +188,8 @@ def resolve(
     use_one_gpu(args)
     _check_optimizer(OptimizerNames(args.optim).value)
     peft_config = None if config.peft is None else make_peft_config(config.peft)
+    if config.peft is not None:
+        _check_method(config.peft.method, config.trainer_type, args)
     private_base = _private_base(config, args)
     return Resolved(args, args.seed, peft_config, private_base, (*config.notes, *notes))
 
@@ -211,6 +235,30 @@ def _check_optimizer(name: str) -> None:
             return
 
 
+_FUSED_HEAD = frozenset({"SFT", "DPO", "KTO", "GRPO", "RLOO"})
+"""Trainers that take the loss from the hidden states, past the model's own head."""
+
+_OWN_HEAD = frozenset({"AdaptionPromptConfig", "CPTConfig", "XLoraConfig"})
+"""Methods whose models need what the model's own head gives."""
+
+_PREFIXES = frozenset({"PrefixTuningConfig", "CartridgeConfig"})
+"""Methods that put keys and values in front of each layer's own."""
+
+
+def _check_method(method: str, trainer: str, args: Any) -> None:
+    """Refuse what PEFT and TRL cannot do together, alone neither."""
+    if method in _OWN_HEAD and trainer in _FUSED_HEAD:
+        raise ConfigError(
+            f"peft.{method} cannot be used here: {trainer} of TRL 1.16 takes the loss past the "
+            "model's own head, which the method needs; use LoraConfig or PromptTuningConfig."
+        )
+    if method in _PREFIXES and args.gradient_checkpointing:
+        raise ConfigError(
+            f"peft.{method} cannot be used here: activation checkpointing, which is TRL's default, "
+            "computes layers again without their prefix; set gradient_checkpointing=False."
+        )
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -240,12 +288,35 @@ def _adapted(
     return given, notes
 
 
+_NO_TASK_IDS = (
+    "its model needs task_ids with every batch, which TRL's trainers do not pass; use {}, or a "
+    "trainer of your own that passes them (create_trainer)"
+)
+
+_PEFT_REFUSED: Mapping[str, str] = {
+    "MultitaskPromptTuningConfig": _NO_TASK_IDS.format("PromptTuningConfig"),
+    "PolyConfig": _NO_TASK_IDS.format("LoraConfig"),
+}
+"""Methods that fail at the first step, and why."""
+
+_PEFT_PACKAGES: Mapping[str, tuple[str, str]] = {"AdamssConfig": ("sklearn", "scikit-learn")}
+"""Method -> the module that it needs, and what to install."""
+
+
 def make_peft_config(spec: PeftSpec) -> Any:
     """A new PEFT config object.
 
     Raises:
         ConfigError: PEFT refuses the arguments.
     """
+    if spec.method in _PEFT_REFUSED:
+        raise ConfigError(f"peft.{spec.method} cannot be used here: {_PEFT_REFUSED[spec.method]}.")
+    package = _PEFT_PACKAGES.get(spec.method)
+    if package is not None and importlib.util.find_spec(package[0]) is None:
+        raise ConfigError(
+            f"peft.{spec.method} needs {package[1]}, which is not installed: pip install "
+            f"{package[1]}, or choose another such as LoraConfig."
+        )
     cls = getattr(peft, spec.method)
     try:
         config = cls(**spec.arguments)

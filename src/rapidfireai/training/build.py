@@ -11,11 +11,12 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
-from transformers import set_seed
+from transformers import ProcessorMixin, set_seed
 
 from rapidfireai.core.ids import RunId
 from rapidfireai.errors import ConfigError
 from rapidfireai.training.arguments import Resolved, make_peft_config, resolve, use_one_gpu
+from rapidfireai.training.columns import FORMATS
 from rapidfireai.training.config import PeftSpec, RunConfig, as_json
 from rapidfireai.training.context import TrainerContext, config_mapping
 from rapidfireai.training.fork import Fork
@@ -112,6 +113,8 @@ class RunParts:
             _check_adapters(model, config)
         elif config.peft is not None:
             _check_targets(config.peft, model)
+        _check_pictures(self.base, self.train_dataset)
+        _check_messages(config, self.train_dataset)
         strategy = config.training_args.get("eval_strategy", "no")
         if self.eval_dataset is None and strategy not in ("no", None):
             raise ConfigError(
@@ -245,6 +248,40 @@ def _takes_reference(trainer_class: type) -> bool:
         for cls in trainer_class.__mro__
         if issubclass(cls, transformers.Trainer)
     )
+
+
+_PICTURES = ("image", "images")
+
+
+def _check_pictures(base: Base, dataset: AnyDataset) -> None:
+    """Refuse pictures for a model that cannot see them."""
+    column = next((name for name in _PICTURES if name in next(iter(dataset))), None)
+    if column is None:
+        return
+    if getattr(getattr(base.model, "config", None), "vision_config", None) is None:
+        raise ConfigError(
+            f"train_dataset has pictures in the column {column}, and {type(base.model).__name__} "
+            'cannot see: load a vision-language model (model_type="image_text_to_text"), or leave '
+            "the column out."
+        )
+    if not isinstance(base.tokenizer, ProcessorMixin):
+        raise ConfigError(
+            f"train_dataset has pictures in the column {column}, and the model comes with a "
+            f"{type(base.tokenizer).__name__}, which knows only text: let create_model return "
+            'AutoProcessor.from_pretrained(...), or give model_type="image_text_to_text".'
+        )
+
+
+def _check_messages(config: RunConfig, dataset: AnyDataset) -> None:
+    """Refuse to look for an assistant's words where nobody has said anything."""
+    if not config.training_args.get("assistant_only_loss"):
+        return
+    row = next(iter(dataset))
+    if not FORMATS[trainer_spec(config.trainer_type).data_kind].is_conversation(row):
+        raise ConfigError(
+            "assistant_only_loss=True needs chat messages, and train_dataset has the columns "
+            f"{', '.join(sorted(row))} without any: give a column `messages`, or leave it out."
+        )
 
 
 def _check_takes_two(create: CreateTrainer) -> None:

@@ -19,6 +19,8 @@ class Schema:
     """TRL's column -> the dataset's column with the assistant's words."""
     context: str | None = None
     """Column, possibly empty or absent, that is appended to the request."""
+    joined: bool = False
+    """Whether request and reply go into one conversation, in the column `messages`."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -38,6 +40,9 @@ class Schema:
         if self.context and row.get(self.context):
             user = f"{user}\n\n{row[self.context]}"
         replies = {target: row[column] for target, column in self.replies.items()}
+        if self.joined:
+            said = [{"role": "assistant", "content": text} for text in replies.values()]
+            return {"messages": [{"role": "user", "content": user}, *said]}
         if not chat:
             prompt = f"### Instruction:\n{user}\n\n### Response:\n" if replies else user
             return {"prompt": prompt, **replies}
@@ -51,9 +56,11 @@ class Schema:
     def describe(self, chat: bool) -> str:
         """How columns are mapped, for the note to the user."""
         request = f"{self.request} (+ {self.context})" if self.context else self.request
-        pairs = [(request, "prompt"), *((c, target) for target, c in self.replies.items())]
+        first = "messages" if self.joined else "prompt"
+        pairs = [(request, first), *((c, target) for target, c in self.replies.items())]
         mapping = ", ".join(f"{column} -> {target}" for column, target in pairs if column != target)
-        form = "chat messages, by the tokenizer's chat template" if chat else "plain text"
+        in_chat = chat or self.joined
+        form = "chat messages, by the tokenizer's chat template" if in_chat else "plain text"
         return f"columns mapped to what the trainer reads: {mapping}; as {form}"
 
 
@@ -103,23 +110,32 @@ def _sets(*names: str) -> tuple[frozenset[str], ...]:
 
 
 _REQUESTS = ("question", "instruction", "query", "problem")
+_DEMONSTRATIONS = (
+    ("instruction", "output", "input"),
+    ("instruction", "response", "context"),
+    ("instruction", "completion", None),
+    ("question", "answer", "context"),
+    ("question", "response", None),
+    ("query", "response", None),
+    ("problem", "solution", None),
+    ("prompt", "response", None),
+    ("input", "output", None),
+)
+"""Request, reply and context."""
 
 FORMATS: Mapping[DataKind, Format] = {
     DataKind.DEMONSTRATION: Format(
         native=_sets("messages", "prompt+completion", "text", "conversations", "input_ids"),
         known=tuple(
             Schema(request, {"completion": reply}, context)
-            for request, reply, context in (
-                ("instruction", "output", "input"),
-                ("instruction", "response", "context"),
-                ("instruction", "completion", None),
-                ("question", "answer", "context"),
-                ("question", "response", None),
-                ("query", "response", None),
-                ("problem", "solution", None),
-                ("prompt", "response", None),
-                ("input", "output", None),
-            )
+            for request, reply, context in _DEMONSTRATIONS
+        ),
+    ),
+    DataKind.CONVERSATION: Format(
+        native=_sets("messages"),
+        known=tuple(
+            Schema(request, {"messages": reply}, context, joined=True)
+            for request, reply, context in (*_DEMONSTRATIONS, ("prompt", "completion", None))
         ),
     ),
     DataKind.PREFERENCE: Format(

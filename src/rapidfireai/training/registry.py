@@ -20,6 +20,8 @@ class DataKind(StrEnum):
 
     DEMONSTRATION = auto()
     """How to reply."""
+    CONVERSATION = auto()
+    """How to reply, as messages and nothing else."""
     PREFERENCE = auto()
     """Which of two replies is better."""
     UNPAIRED_PREFERENCE = auto()
@@ -101,10 +103,10 @@ TRAINERS: Mapping[str, TrainerSpec] = {
         _stable("Distillation", DataKind.PROMPT, needs_one_of=("teacher_model",)),
         _experimental("a2po", "A2PO", DataKind.PROMPT),
         _experimental("cpo", "CPO", DataKind.PREFERENCE),
-        _experimental("gkd", "GKD", DataKind.DEMONSTRATION, needs_one_of=("teacher_model",)),
+        _experimental("gkd", "GKD", DataKind.CONVERSATION, needs_one_of=("teacher_model",)),
         _experimental("gmpo", "GMPO", DataKind.PROMPT),
         _experimental("gold", "GOLD", DataKind.DEMONSTRATION, needs_one_of=("teacher_model",)),
-        _experimental("iw_opd", "IWOPD", DataKind.PROMPT),
+        _experimental("iw_opd", "IWOPD", DataKind.CONVERSATION, needs_one_of=("teacher_model",)),
         _experimental("online_dpo", "OnlineDPO", DataKind.PROMPT, needs_one_of=("reward_funcs",)),
         _experimental("orpo", "ORPO", DataKind.PREFERENCE),
         replace(

@@ -148,7 +148,9 @@ class Base:
             private: Copy the weights too, for a run that writes to them. Otherwise the tree shares
                 them; adapters that a PeftModel brings along are the run's own either way.
         """
-        memo: dict[int, Any] = {} if private else {id(t): t for t in self._shared.values()}
+        memo: dict[int, Any] = {}
+        if not private:
+            memo = {id(tensor): _shareable(tensor) for tensor in self._shared.values()}
         tree = copy.deepcopy(self.model, memo)
         if private:
             for name, parameter in tree.named_parameters():
@@ -219,6 +221,23 @@ class Base:
 
     def _read_samples(self) -> torch.Tensor:
         return torch.cat(self._samples) if self._samples else torch.empty(0)
+
+
+def _shareable(tensor: Any) -> Any:
+    """What a tree holds in place of a tensor of the base; nearly always the tensor itself.
+
+    A layer of bitsandbytes takes the scales off its 8-bit weights at its first forward pass. Each
+    tree has a parameter of its own around the same bits, or the next one would find none.
+    """
+    if type(tensor).__name__ != "Int8Params":
+        return tensor
+    return type(tensor)(
+        tensor.data,
+        requires_grad=False,
+        has_fp16_weights=tensor.has_fp16_weights,
+        CB=tensor.CB,
+        SCB=tensor.SCB,
+    )
 
 
 _WRITTEN = "The run wrote to base weights that it shares with other runs."
