@@ -19,7 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def writes_page(request: pytest.FixtureRequest) -> bool:
     """Whether the page is to be written."""
-    wanted: bool = request.config.getoption("--write-compatibility")
+    # Without a default it would be unknown to a session over all tests, which finds this file late.
+    wanted: bool = request.config.getoption("--write-compatibility", default=False)
     if wanted:
         page.write_versions()
     return wanted
