@@ -4,10 +4,9 @@
 
 N configurations of SFT with LoRA are trained one after the other with plain TRL, by turns, fused,
 and as measuring chooses ("auto"), again and again in one process, in an order that moves on by one
-each time. Building trainers
-is left out of all figures: it is the same in each way and hides what is compared in short runs. On
-a machine with neighbours only ratios within one run mean something, and of them the ratio of
-processor time most. Without a GPU the rows about GPUs say so.
+each time. Building trainers is left out of all figures: it is the same in each way and hides what
+is compared in short runs. On a machine with neighbours only ratios within one run mean something,
+and of them the ratio of processor time most. Without a GPU the rows about GPUs say so.
 """
 
 import argparse
@@ -151,12 +150,12 @@ def train_and_generate_fused(case: Case, folder: Path) -> Clock:
     return _train_engine(case, folder, fuse="on", fuse_generation=True)
 
 
-Ways = Mapping[str, Callable[[Case, Path], Clock]]
-
-
 def train_auto(case: Case, folder: Path) -> Clock:
     """In shared passes where these are measured to be quicker, through the public API."""
-    return _train_engine(case, folder, "auto")
+    return _train_engine(case, folder, fuse="auto")
+
+
+Ways = Mapping[str, Callable[[Case, Path], Clock]]
 
 
 WAYS: Ways = {

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import (
     commands,
     fused,
+    fused_profile,
     gsm8k,
     policies,
     policies_sim,
@@ -60,6 +61,12 @@ REUSE = {
     "DPO": ("by turns, nothing kept", "stock", "by turns", "fused"),
     "GRPO": ("by turns", "fused", "fused, generating together"),
 }
+
+FUSED_PROFILE = (
+    "adapters in shared passes",
+    "shared passes, frozen layers",
+    "processor time of a run's step",
+)
 
 SCHEDULER = (
     "**decision, one worker idle, p50 / p95**",
@@ -119,6 +126,12 @@ def test_fused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("trainer", REUSE)
+def test_fused_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "report.json"
+    fused_profile.main(["--configs", "2", "--steps", "12", "--json", str(saved)])
+    check(capsys.readouterr().out, saved, FUSED_PROFILE)
+
+
 def test_reuse(trainer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--trainer", trainer, "--width", "32", "--layers", "2", "--configs", "2"]
     saved = tmp_path / "report.json"

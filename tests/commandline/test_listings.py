@@ -5,13 +5,19 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from rapidfireai import cli
+from rapidfireai.control import open_store
 from rapidfireai.paths import ExperimentFolder
+from rapidfireai.report import as_html, find
+from rapidfireai.report.terminal import show
 from tests.commandline.laboratory import change, laboratory
 
 
@@ -163,3 +169,56 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     )  # fmt: skip
     assert "is pinned: unpin it" in delete["outcome"]
     assert "run 1 is pinned" in printed(capsys, "commands")
+
+
+MEASURED: dict[str, Any] = {
+    "kind": "32 tokens wide",
+    "mode": "fused",
+    "reason": "measured both ways",
+    "members": [1, 2],
+    "fused_s": 0.02,
+    "sliced_s": 0.03,
+    "step": 12,
+}
+ALONE: dict[str, Any] = {
+    "kind": "",
+    "mode": "sliced",
+    "reason": "it trains all weights",
+    "members": [],
+    "fused_s": None,
+    "sliced_s": None,
+    "step": 0,
+}
+
+
+def test_how_passes_are_computed_is_shown_with_what_was_measured(
+    lab: ExperimentFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "passes" not in printed(capsys, "runs")
+    change(lab, 1, modes=(MEASURED,))
+    change(lab, 3, modes=(ALONE,))
+    table = printed(capsys, "runs")
+    assert "fused: 32 tokens wide 1.50x" in table
+    assert "sliced: it trains all weights" in table
+    assert (
+        "32 tokens wide: fused, measured both ways: 1.50 times as fast together (20 ms a pass) as "
+        "alone (30 ms), runs 1, 2"
+    ) in printed(capsys, "show-run", "1")
+    assert "passes: sliced, it trains all weights" in printed(capsys, "show-run", "3")
+    assert values(capsys, "show-run", "1")["modes"] == [MEASURED]
+
+
+def test_a_report_tells_how_passes_were_computed(lab: ExperimentFolder) -> None:
+    with closing(open_store(lab)) as store:
+        found, (first, _, third, _) = find(store), store.runs()
+    assert "Shared passes" not in as_html(found, 0.0)
+    shared = (replace(first, modes=(ALONE, MEASURED)), replace(third, modes=(ALONE,)))
+    findings = replace(found, shared=shared)
+    page = as_html(findings, 0.0)
+    assert "Shared passes" in page
+    for cell in ("32 tokens wide", "fused", "1.50x", "measured both ways", "1, 2"):
+        assert f"<td>{cell}</td>" in page
+    assert page.count("<td>it trains all weights</td>") == 1, "measuring stands for the rest"
+    console = Console(record=True, width=120)
+    show(findings, console)
+    assert "passes of run 1: fused: 32 tokens wide 1.50x" in console.export_text()

@@ -1,6 +1,6 @@
 import { useEffect, useMemo, useState } from "react";
 import { api } from "../api/client";
-import type { Json, ChosenMode, RunDetail, RunRow } from "../api/types";
+import type { ChosenMode, Json, RunDetail, RunRow } from "../api/types";
 import { marksOf, usualCharts } from "../model/charts";
 import { formatDuration, formatKnob, formatNumber, shortKnob } from "../model/format";
 import type { ViewState } from "../model/viewState";
