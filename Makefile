@@ -55,6 +55,7 @@ browser:
 
 screenshots: .venv/dev dashboard browser  ## make docs/images from real experiments
 	$(BIN)/python -m tests.browser.screenshots docs/images
+	$(BIN)/python -m tests.browser.trackers docs/images
 
 format: .venv/dev  ## format the code and repair what ruff can
 	$(BIN)/ruff check --fix

@@ -16,6 +16,7 @@ from benchmarks import (
     reuse,
     scheduler,
     time_slicing,
+    trackers,
 )
 
 MACHINE = ("date", "CPU", "GPU", "torch threads", "system", "versions")
@@ -83,6 +84,15 @@ COMMANDS = (
     "pin, unpin: given to settled, p50 / p95",
     "stop: given to settled, p50 / p95",
     "resume: given to settled, p50 / p95",
+)
+
+
+TRACKERS = (
+    "a step without trackers",
+    "**processor time of the training process for a step, all four - none**",
+    "**time from the first step to the last, all four : none**",
+    "time of run_fit, all four : none",
+    "time of run_fit, all four - none",
 )
 
 
@@ -159,6 +169,14 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "report.json"
     commands.main(["--runs", "2", "--commands", "4", "--steps", "4000", "--json", str(saved)])
     check(capsys.readouterr().out, saved, COMMANDS)
+
+
+def test_trackers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "report.json"
+    trackers.main(
+        ["--runs", "2", "--chunks", "2", "--steps", "2", "--repeats", "1", "--json", str(saved)]
+    )
+    check(capsys.readouterr().out, saved, TRACKERS)
 
 
 def test_policies_sim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
