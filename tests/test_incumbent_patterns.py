@@ -21,6 +21,7 @@ from rapidfireai.automl import (
     RFGRPOConfig,
     RFLoraConfig,
     RFModelConfig,
+    RFOptuna,
     RFSFTConfig,
 )
 from rapidfireai.errors import ConfigError
@@ -216,6 +217,74 @@ def test_sft_with_scores_of_generated_texts(models: Path) -> None:
         assert list(logged["step"]) == [2, 4, 6, 8]
     assert experiment.best("eval_rougeL")["eval_rougeL"] == info["eval_rougeL"].max()
     assert "temperature, top_p, top_k count only where tokens are sampled" in info["notes"][0]
+
+
+def test_optuna_searches_for_the_best_scores(models: Path) -> None:
+    config = RFModelConfig(
+        model_name=str(models / "one"),
+        peft_config=RFLoraConfig(
+            r=List([8, 16, 32]),
+            lora_alpha=List([16, 32]),
+            lora_dropout=0.1,
+            target_modules=List([["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]]),
+            bias="none",
+        ),
+        training_args=RFSFTConfig(
+            learning_rate=List([1e-4, 5e-4, 1e-3]),
+            lr_scheduler_type="linear",
+            per_device_train_batch_size=4,
+            max_steps=4,
+            logging_steps=2,
+            eval_strategy="steps",
+            eval_steps=2,
+            fp16=True,
+        ),
+        model_type="causal_lm",
+        model_kwargs={"device_map": "auto", "torch_dtype": "auto", "use_cache": False},
+        formatting_func=as_chat,
+        compute_metrics=overlap,
+        generation_config={"max_new_tokens": 4},
+    )
+    experiment = Experiment(experiment_name="exp1-optuna", mode="fit")
+    config_group = RFOptuna(
+        configs=config,
+        trainer_type="SFT",
+        n_initial=4,
+        budget=6,
+        objective="maximize:rougeL",
+        sampler="tpe",
+        pruner="median",
+        seed=42,
+    )
+    experiment.run_fit(
+        config_group,
+        CountedLoads(),
+        instruction_rows(16),
+        instruction_rows(4, seed=1),
+        num_chunks=2,
+        seed=42,
+    )
+    experiment.end()
+
+    info = experiment.get_runs_info()
+    assert len(info) == 6
+    assert set(info["status"]) <= {"completed", "pruned"}, list(info["traceback"])
+    assert info["eval_rougeL"].notna().all()
+    study = optuna_study(experiment)
+    values = [trial.value for trial in study if trial.value is not None]
+    assert len(values) == (info["status"] == "completed").sum()
+    assert max(values) == info["eval_rougeL"].max()
+
+
+def optuna_study(experiment: Experiment) -> list[Any]:
+    """The trials that the experiment keeps."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    (file,) = experiment.path.glob("*study*")
+    storage = JournalStorage(JournalFileBackend(str(file)))
+    (study,) = storage.get_all_studies()
+    return storage.get_all_trials(study._study_id)
 
 
 def as_preferences(row: dict[str, Any]) -> dict[str, Any]:

@@ -157,8 +157,8 @@ REFUSED_VALUES = [
     ("fsdp", "full_shard", "one device"),
     ("use_liger_kernel", True, "use_kernels"),
     ("gradient_checkpointing_kwargs", {"selective": True}, "leave it out"),
-    ("report_to", "wandb", 'use "none" or "tensorboard"'),
-    ("report_to", ["tensorboard", "mlflow"], "one current run of the whole process"),
+    ("report_to", "wandb", 'run_fit(trackers=["wandb", "trackio"])'),
+    ("report_to", ["tensorboard", "wandb"], "one current run of the whole process"),
     ("report_to", "all", "get_results()"),
 ]
 
@@ -191,7 +191,8 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         "given",
-        [{"report_to": "none"}, {"report_to": []}, {"fsdp": ""}, {"use_liger_kernel": False},
+        [{"report_to": "none"}, {"report_to": []}, {"report_to": ["mlflow"]},
+         {"fsdp": ""}, {"use_liger_kernel": False},
          {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
          {"activation_offloading": False}, {"auto_find_batch_size": False}],
         ids=str,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidfireai.automl.knobs import Knob, List, Range, filled
+from rapidfireai.automl.optuna_names import check_sampler, new_sampler, pruner_named
 from rapidfireai.automl.search import Search
 from rapidfireai.core.commands import Command
 from rapidfireai.core.ids import RunId
@@ -38,12 +39,16 @@ class RFOptuna(Search):
             a choice; knobs inside an alternative are chosen only where the alternative is.
         n_initial: Runs that train at the same time.
         budget: Runs altogether, at least `n_initial`; clones of yours do not count.
-        objective: Such as "minimize:eval_loss"; or several as a list, for a Pareto front.
-        sampler: One of `optuna.samplers`; None is TPE, seeded anew for each trial, so that it
-            proposes the same after a crash.
-        pruner: One of `optuna.pruners`; None prunes nothing. With one objective only.
+        objective: Such as "minimize:eval_loss"; or several as a list or with commas between them,
+            for a Pareto front. A metric of evaluations may be named without "eval_".
+        sampler: "tpe", "random" or "cmaes", seeded anew for each trial, so that it proposes the
+            same after a crash; or one of `optuna.samplers`.
+        pruner: "median", "hyperband" or one of `optuna.pruners`; None prunes nothing. With one
+            objective only.
         seed: None uses `run_fit`'s.
         trainer_type: As for every search.
+        granularity: "chunk", when runs are looked at. Accepted so that existing scripts run; for
+            once an epoch give `run_fit` num_chunks=1.
 
     Raises:
         ConfigError: An argument cannot be used, or Optuna is not installed.
@@ -52,14 +57,15 @@ class RFOptuna(Search):
     def __init__(  # noqa: PLR0913 - Optuna's own parts
         self,
         configs: Any,
-        n_initial: int,
-        budget: int,
+        n_initial: int = 16,
+        budget: int = 40,
         objective: str | Sequence[str] = "minimize:eval_loss",
         *,
-        sampler: "optuna.samplers.BaseSampler | None" = None,
-        pruner: "optuna.pruners.BasePruner | None" = None,
+        sampler: "optuna.samplers.BaseSampler | str | None" = None,
+        pruner: "optuna.pruners.BasePruner | str | None" = None,
         seed: int | None = None,
         trainer_type: str | None = None,
+        granularity: str = "chunk",
     ) -> None:
         super().__init__(configs, trainer_type)
         optuna = require_optuna()
@@ -70,22 +76,30 @@ class RFOptuna(Search):
                 f"budget={budget!r} is less than n_initial={n_initial!r}: the budget counts all "
                 "runs, the first ones too"
             )
-        several = [objective] if isinstance(objective, str) else objective
+        several = objective.split(",") if isinstance(objective, str) else objective
         if not isinstance(several, list | tuple) or not several:
             raise ConfigError(
                 f"objective={objective!r} cannot be used: give one such as 'minimize:eval_loss', "
                 "or a list of these"
             )
         self.objectives = tuple(map(Objective.parse, several))
-        if sampler is not None and not isinstance(sampler, optuna.samplers.BaseSampler):
+        if granularity != "chunk":
+            raise ConfigError(
+                f"granularity={granularity!r} cannot be used; it is 'chunk', when runs are looked "
+                "at: for once an epoch give run_fit(num_chunks=1)"
+            )
+        if isinstance(sampler, str):
+            check_sampler(sampler)
+        elif sampler is not None and not isinstance(sampler, optuna.samplers.BaseSampler):
             raise ConfigError(f"sampler={sampler!r} cannot be used; give one of optuna.samplers")
+        chosen = pruner_named(pruner) if isinstance(pruner, str) else pruner
         if pruner is not None and len(self.objectives) > 1:
             raise ConfigError(
                 "pruner goes with one objective only: leave it out, or give one objective"
             )
-        if pruner is not None:
-            OptunaPruner(pruner)  # errors now
-        self.sampler, self.pruner = sampler, pruner
+        if chosen is not None:
+            OptunaPruner(chosen)  # errors now
+        self.sampler, self.pruner = sampler, chosen
         self.seed = None if seed is None else at_least("seed", seed, 0)
         self.get_runs(seed=0)  # errors now, not when training starts
 
@@ -213,6 +227,7 @@ class OptunaStudy:
         self, run: Run, metrics: Mapping[str, float], runs: Sequence[Run]
     ) -> Sequence[Command]:
         """Take note of a run's values, and prune as the pruner says. See `Policy.on_chunk`."""
+        metrics = self._named(metrics)
         self._check(run, metrics, runs)
         self._shown[run.id] = run.chunks_done
         wanted = [objective.metric for objective in self._search.objectives]
@@ -220,6 +235,15 @@ class OptunaStudy:
         if len(wanted) == 1 and wanted[0] in metrics:
             self._report(run, metrics[wanted[0]])
         return [] if self._pruner is None else self._pruner.on_chunk(run, metrics, runs)
+
+    def _named(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """With the objectives under their own names, also those that are reported as "eval_..."."""
+        short = {
+            objective.metric: metrics[f"eval_{objective.metric}"]
+            for objective in self._search.objectives
+            if objective.metric not in metrics and f"eval_{objective.metric}" in metrics
+        }
+        return {**metrics, **short}
 
     def _check(self, run: Run, metrics: Mapping[str, float], runs: Sequence[Run]) -> None:
         """Find out whether anybody reports the objectives, once all have done a chunk."""
@@ -241,14 +265,13 @@ class OptunaStudy:
         return [t for t in self._study.get_trials(deepcopy=False) if _RUN not in t.user_attrs]
 
     def _ask(self) -> Any:
-        import optuna
 
         number = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = self._search.sampler or optuna.samplers.TPESampler(
-            n_startup_trials=min(10, self._search.n_initial),
-            constant_liar=True,
-            seed=random.Random(f"{self._seed} {number}").randrange(2**32),
-        )
+        sampler = self._search.sampler or "tpe"
+        if isinstance(sampler, str):
+            seed = random.Random(f"{self._seed} {number}").randrange(2**32)
+            sampler = new_sampler(sampler, seed, min(10, self._search.n_initial))
+        self._study.sampler = sampler
         trial = self._study.ask()
         # Now: the knobs are what the study has to keep of it.
         self._search.config(trial)

@@ -113,7 +113,10 @@ class _Connection:
             mark = self._root / key / _MARK
             mark.parent.mkdir(parents=True, exist_ok=True)
             if not mark.exists():
-                mark.write_text(identity, encoding="utf-8")
+                # Renamed, so that a full disk leaves none that names nobody.
+                fresh = mark.with_name(f"{_MARK}.new")
+                fresh.write_text(identity, encoding="utf-8")
+                os.replace(fresh, mark)
             if mark.read_text(encoding="utf-8") == identity:
                 return key
         raise AssertionError("the numbers never end")
@@ -133,7 +136,12 @@ class _EventFile:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = _new_file(folder)
-        self.append([_version()])
+        self._is_empty = True
+        try:
+            self.append([_version()])
+        except OSError:
+            self.close()
+            raise
 
     def append(self, events: Sequence[Any]) -> None:
         """Write all events or none.
@@ -155,10 +163,13 @@ class _EventFile:
             os.ftruncate(self._file.fileno(), begin)
             self._file.seek(begin)
             raise
+        self._is_empty = begin == 0  # what the file begins with says nothing
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; one that nothing could be written to must not stay."""
         self._file.close()
+        if self._is_empty:
+            Path(str(self._file.name)).unlink(missing_ok=True)
 
 
 def _new_file(folder: Path) -> FileIO:

@@ -18,8 +18,9 @@ from rapidfireai.training.registry import trainer_spec
 
 _SAVING = ("save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end")
 
+# MLflow has a current run for each thread, and so for each of our runs.
 _PROCESS_WIDE_TRACKERS = frozenset(
-    {"all", "azure_ml", "clearml", "comet_ml", "dagshub", "dvclive", "flyte", "mlflow", "neptune"}
+    {"all", "azure_ml", "clearml", "comet_ml", "dagshub", "dvclive", "flyte", "neptune"}
     | {"swanlab", "trackio", "wandb"}
 )
 
@@ -66,7 +67,8 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "report_to": (
         _logs_process_wide,
         "its callback logs to one current run of the whole process, so that the metrics of several "
-        'runs would mix; use "none" or "tensorboard", and experiment.get_results() for all metrics',
+        'runs would mix; use "none", "tensorboard" or "mlflow" here, or run_fit(trackers=["wandb", '
+        '"trackio"]), which keeps them apart; experiment.get_results() has all',
     ),
 }
 """Options that cannot work beside other runs: what is refused of them, and why."""
