@@ -135,13 +135,13 @@ def test_fused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(capsys.readouterr().out, saved, FUSED)
 
 
-@pytest.mark.parametrize("trainer", REUSE)
 def test_fused_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "report.json"
     fused_profile.main(["--configs", "2", "--steps", "12", "--json", str(saved)])
     check(capsys.readouterr().out, saved, FUSED_PROFILE)
 
 
+@pytest.mark.parametrize("trainer", REUSE)
 def test_reuse(trainer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--trainer", trainer, "--width", "32", "--layers", "2", "--configs", "2"]
     saved = tmp_path / "report.json"
