@@ -37,6 +37,7 @@ from rapidfireai import (
     RFSFTConfig,
 )
 from rapidfireai.core.events import ChunkFinished, Event, RunStarted
+from rapidfireai.core.ids import RunId
 from rapidfireai.core.run import Run, RunStatus
 
 CONFIGS: Mapping[str, Any] = {"SFT": RFSFTConfig, "DPO": RFDPOConfig, "GRPO": RFGRPOConfig}
@@ -107,15 +108,16 @@ class EngineMarks:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._has_begun = False
+        self._started: set[RunId] = set()
 
     def on_event(self, before: Run, event: Event, after: Run) -> None:
         """The time before a run has started went into building it, or the base and the data."""
-        if isinstance(event, RunStarted) or not self._has_begun:
-            self._has_begun = True
-            self._clock.skip()
-        else:
+        if after.id in self._started:
             self._clock.count()
+        else:
+            self._clock.skip()
+        if isinstance(event, RunStarted):
+            self._started.add(after.id)
         if isinstance(event, ChunkFinished) and event.chunk == 0:
             self._clock.compared()
 
