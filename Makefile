@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Two, as most tests train on one thread; whoever is idle takes over from the other.
+WORKERS := --numprocesses 2 --dist worksteal
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 PACKAGE_FILES := pyproject.toml constraints.txt
 STATIC := src/rapidfireai/server/static
@@ -21,7 +23,7 @@ demo: .venv/demo  ## train 4 configurations at once and compare them
 	$(BIN)/rapidfireai demo
 
 test: check dashboard browser  ## lint, types and tests
-	$(BIN)/pytest -m "not exam"
+	$(BIN)/pytest -m "not exam" $(WORKERS)
 
 check: lint types  ## lint and types
 
@@ -33,7 +35,7 @@ types: .venv/dev
 	$(BIN)/mypy
 
 exam: .venv/dev  ## the long tests
-	$(BIN)/pytest -m exam
+	$(BIN)/pytest -m exam $(WORKERS)
 
 dashboard: $(STATIC)/index.html  ## build the dashboard into the source tree
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -30,14 +29,6 @@ each = pytest.mark.parametrize("tracker", ALL, ids=lambda tracker: tracker.name)
 def own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in ("MLFLOW_TRACKING_URI", "WANDB_DIR", "WANDB_MODE", "RF_TENSORBOARD_LOG_DIR"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trackio asks where to keep things when it is imported."""
-    folder = tmp_path_factory.mktemp("trackio")
-    os.environ["TRACKIO_DIR"] = str(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

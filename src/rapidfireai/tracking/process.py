@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -97,6 +98,9 @@ class Senders:
         for child in self._children:
             with suppress(subprocess.TimeoutExpired):
                 child.process.wait(max(0.0, deadline_s - time.monotonic()))
+            if child.process.returncode is None:
+                # Whenever it has ended, somebody takes note: else it stays a zombie.
+                threading.Thread(target=child.process.wait, daemon=True).start()
             if child.process.returncode != 0:
                 ledger = child.ledger()
                 logger.warning(
