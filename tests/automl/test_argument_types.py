@@ -11,6 +11,7 @@ import pytest
 from rapidfireai.automl import List, Range
 from rapidfireai.automl.argument_types import Argument, arguments_of, describe, shown
 from rapidfireai.errors import ConfigError
+from tests.ids import plain
 
 
 class Colour(enum.Enum):
@@ -79,7 +80,7 @@ def test_arguments_are_the_fields_that_the_constructor_takes() -> None:
         ("names", List([("a",), None]), List([["a"], None])),
         ("names", ["a", List(["b", "c"])], ["a", List(["b", "c"])]),
     ],
-    ids=repr,
+    ids=plain,
 )
 def test_accepts(name: str, value: Any, recorded: Any) -> None:
     checked = ARGUMENTS[name].checked(value, "Target")
@@ -113,7 +114,7 @@ def test_accepts(name: str, value: Any, recorded: Any) -> None:
         ("rate", Range(0, 1), r"would draw whole numbers.*write Range\(0.0, 1.0\)"),
         ("names", ["a", List(["b", 3])], r"names=\['a', 3\]"),
     ],
-    ids=repr,
+    ids=plain,
 )
 def test_refuses(name: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^Target: .*{message}"):

@@ -24,6 +24,7 @@ from rapidfireai.automl import (
 from rapidfireai.automl.resolve import run_config
 from rapidfireai.errors import ConfigError, UnknownArgumentError
 from rapidfireai.training.config import PeftSpec, RunConfig
+from tests.ids import plain
 
 
 def as_text(row: Any) -> str:
@@ -131,7 +132,7 @@ def test_a_run_shares_no_container_with_its_configuration() -> None:
             ),
         ),
     ],
-    ids=repr,
+    ids=plain,
 )
 def test_adapters(config: dict[str, Any], peft: PeftSpec | None) -> None:
     run = run_config(RFModelConfig(**{"training_args": RFSFTConfig(), **config}))
@@ -187,7 +188,7 @@ def test_experimental_trainers_are_noted() -> None:
         (RFGMPOConfig(), {"reward_funcs": [reward], "callbacks": []}),  # known to its base class
         (RFSFTConfig(), {"optimizer_cls_and_kwargs": (object, {}), "data_collator": as_text}),
     ],
-    ids=repr,
+    ids=plain,
 )
 def test_any_keyword_of_the_trainer_is_passed_on(training_args: Any, given: dict[str, Any]) -> None:
     assert run_config(RFModelConfig(training_args=training_args, **given)).trainer_kwargs == given
@@ -240,7 +241,7 @@ def test_unknown_keywords(arguments: dict[str, Any], message: str) -> None:
         ),
         ({"share_base": "no"}, "share_base='no' .* allowed: bool"),
     ],
-    ids=repr,
+    ids=plain,
 )
 def test_refused_at_construction(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -301,7 +302,7 @@ def test_objects_of_the_libraries_are_refused_with_the_class_to_use() -> None:
             r"write it as model_kwargs=\{...\} of RFModelConfig",
         ),
     ],
-    ids=repr,
+    ids=plain,
 )
 def test_parts_that_do_not_fit(
     config: RFModelConfig, trainer_type: str | None, message: str

@@ -12,6 +12,7 @@ import pytest
 from rapidfireai.server.app import Application
 from rapidfireai.server.limits import TokenBucket
 from rapidfireai.server.security import MAX_BODY_BYTES, Access
+from tests.ids import plain
 from tests.server.laboratory import BEARER, HOST, TOKEN, Laboratory, application, client
 
 RUNS = "/api/v1/experiments/first/runs"
@@ -237,7 +238,7 @@ async def endless() -> AsyncIterator[bytes]:
         (b"9" * 10_000, "application/json", (400, 422)),
         (b"", "application/json", 422),
     ],
-    ids=lambda value: (value if isinstance(value, str) else repr(value))[:40],
+    ids=lambda value: (value if isinstance(value, str) else plain(value))[:40],
 )
 def test_malformed_bodies(
     lab: Laboratory, tmp_path: Path, content: Any, kind: str, status: int | tuple[int, ...]
