@@ -46,6 +46,7 @@ from rapidfireai.training.checkpoint import (
 )
 from rapidfireai.training.task import TrainingTask
 from rapidfireai.training.workload import Makers, TrainingData, TrainingWorkload
+from tests.recovery import GrowingReward
 from tests.training.scenarios import case, rows
 from tests.training.solo import OWN_TRAINERS, Case, create_model, weights_hash
 from tests.training.test_exactness import StepCounter, create_trainer, template
@@ -207,6 +208,13 @@ CASES = {
     "completions used twice": Setting(
         case("GRPO", r=2, seed=4, max_steps=5, num_iterations=2, beta=0.02,
              gradient_accumulation_steps=2, logging_steps=2),
+        num_eval_rows=0,
+    ),
+    "a reward that keeps a count": Setting(
+        replace(
+            case("GRPO", seed=4, max_steps=4, num_generations=2),
+            trainer_kwargs={}, made_kwargs={"reward_funcs": GrowingReward},
+        ),
         num_eval_rows=0,
     ),
     "GRPO's own shuffling over several epochs": Setting(

@@ -5,6 +5,7 @@ a reference model that follows the trained one, what callbacks and reward object
 of it is taken as plain data, and put back into the objects of a trainer that was built anew.
 """
 
+import inspect
 from collections import deque
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
@@ -139,7 +140,7 @@ def _plain_items(items: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _companions(trainer: Any) -> Iterator[Any]:
     """Objects beside the trainer that may keep something: callbacks and rewards."""
     yield from trainer.callback_handler.callbacks
-    yield from getattr(trainer, "reward_funcs", ())
+    yield from map(inspect.unwrap, getattr(trainer, "reward_funcs", ()))
 
 
 def _state(companion: Any) -> dict[str, Any] | None:

@@ -55,6 +55,8 @@ def _checked(function: RewardFunction, before: Callable[[], None]) -> RewardFunc
     # Metrics are named after it.
     checked: Any = call_async if _is_async(function) else call
     checked.__name__ = checked.__qualname__ = name
+    # What it keeps belongs into checkpoints: see `forgotten`.
+    checked.__wrapped__ = function
     return checked
 
 
