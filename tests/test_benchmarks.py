@@ -1,7 +1,9 @@
 """The benchmarks run and print all of their rows. What they measure is no test's business."""
 
 import json
+import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,16 @@ from benchmarks import (
     time_slicing,
     trackers,
 )
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """A benchmark is a process of its own, and sets variables for it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
 
 MACHINE = ("date", "CPU", "GPU", "torch threads", "system", "versions")
 
