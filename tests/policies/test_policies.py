@@ -198,6 +198,19 @@ class TestCurves:
         assert "has diverged" in lab.reason(1)
         assert 2 in lab.ended(RunStatus.COMPLETED)
 
+    def test_a_leader_that_loses_a_part_time_and_again_may_win(self) -> None:
+        curves = {n: power(1.0 + n / 4, 1.5, 0.7) for n in range(1, 7)}
+        for chunk in (5, 6, 13, 14):
+            curves[1][chunk] += 0.6
+        lab = Lab(curves, CurvePolicy())
+        assert 1 in lab.ended(RunStatus.COMPLETED)
+
+    def test_a_run_that_falls_slowly_at_first_and_then_faster_is_waited_for(self) -> None:
+        curves = {n: power(2.0 + n / 8, 1.0, 0.7) for n in range(1, 7)}
+        curves[7] = [1.0 + 2.2 / (1 + (t / 8) ** 2) for t in range(1, len(curves[1]) + 1)]
+        lab = Lab(curves, CurvePolicy())
+        assert 7 in lab.ended(RunStatus.COMPLETED)
+
     def test_runs_of_different_losses_are_not_compared(self) -> None:
         curves = {n: power(1.0 + n / 2, 1.0, 0.7) for n in range(1, 7)}
         kinds = {n: {"trainer_type": "SFT" if n % 2 else "DPO"} for n in curves}

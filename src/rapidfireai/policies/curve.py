@@ -202,6 +202,11 @@ def _rises(curve: Sequence[float], noise: float) -> bool:
 
 
 def _has_diverged(curve: Sequence[float], noise: float) -> bool:
+    """Whether it has lost all that it had gained, and is not a number or did not come back at once.
+
+    A large learning rate loses a part of it time and again, and may win nevertheless.
+    """
     if not math.isfinite(curve[-1]):
         return True
-    return len(curve) > 2 and _rises(curve[:-1], noise) and _rises((*curve[:-2], curve[-1]), noise)
+    before = [cost for cost in curve[:-2] if math.isfinite(cost)]
+    return bool(before) and min(curve[-2:]) > max(before) + _OUTLIER_SD * noise
