@@ -59,6 +59,21 @@ def test_the_environment_goes_before_the_file_and_both_before_the_default(
     assert chosen(["mlflow"]) == (MLflow(),)
 
 
+def test_single_trackers_are_switched_by_variables_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RF_TENSORBOARD_ENABLED", "True")
+    assert chosen(None) == (MLflow(), TensorBoard())
+    monkeypatch.setenv("RF_MLFLOW_ENABLED", "false")
+    assert chosen(None) == (TensorBoard(),)
+    assert chosen(["mlflow"]) == (MLflow(),)
+    monkeypatch.setenv("RF_MLFLOW_ENABLED", "maybe")
+    with pytest.raises(ConfigError, match=r"\$RF_MLFLOW_ENABLED is 'maybe'; it is true or false"):
+        chosen(None)
+    monkeypatch.setenv("RF_TRACKERS", "none")
+    assert chosen(None) == ()
+
+
 @pytest.mark.usefixtures("only_trackio")
 @pytest.mark.parametrize(
     ("given", "parts"),

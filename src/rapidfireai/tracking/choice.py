@@ -37,7 +37,7 @@ def chosen(given: Sequence[Any] | None) -> tuple[Settings, ...]:
 
     Args:
         given: Names and settings; None takes $RF_TRACKERS, or the configuration file, or MLflow
-            if it is installed.
+            if it is installed and what $RF_MLFLOW_ENABLED and its like switch on or off.
 
     Raises:
         ConfigError: One is not known, not installed or given twice; the message says what to do.
@@ -56,7 +56,7 @@ def chosen(given: Sequence[Any] | None) -> tuple[Settings, ...]:
     is_usable = is_installed(default) and (
         find_spec("alembic") is not None or "MLFLOW_TRACKING_URI" in os.environ
     )
-    return (default,) if is_usable else ()
+    return _switched((default,) if is_usable else ())
 
 
 def is_tracker(value: object) -> bool:
@@ -115,6 +115,25 @@ def _checked(trackers: Sequence[Settings]) -> tuple[Settings, ...]:
 
 def _named(names: Iterable[Any], where: str) -> list[Settings]:
     return [_settings(name, where) for name in names if name != _NONE]
+
+
+def _switched(usual: tuple[Settings, ...]) -> tuple[Settings, ...]:
+    """What remains of the usual ones, and comes to them, by `RF_<NAME>_ENABLED`."""
+    chosen = {settings.name: settings for settings in usual}
+    for name, kind in TRACKERS.items():
+        variable = f"RF_{name.upper()}_ENABLED"
+        match os.environ.get(variable, "").strip().lower():
+            case "":
+                pass
+            case "true":
+                chosen.setdefault(name, kind())
+            case "false":
+                chosen.pop(name, None)
+            case _:
+                raise ConfigError(
+                    f"${variable} is {os.environ[variable]!r}; it is true or false, or not set"
+                )
+    return _checked(list(chosen.values()))
 
 
 def _configured(file: Path) -> list[Any] | None:
