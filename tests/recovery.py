@@ -190,6 +190,7 @@ class Script:
     background: bool = False
     """Train in the background, and end the script after the first step."""
     fuse: str = "off"
+    fuse_generation: bool = False
 
 
 LOG = "lives.jsonl"
@@ -270,6 +271,7 @@ def run(plain: Mapping[str, Any]) -> None:
         policy=POLICIES[script.decides]() if script.decides in POLICIES else None,
         background=script.background,
         fuse=script.fuse,
+        fuse_generation=script.fuse_generation,
     )
     if script.background:
         witness.first_step.wait()

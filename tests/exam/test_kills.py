@@ -167,6 +167,36 @@ def test_killed_and_run_again_equals_undisturbed(
     recovery.assert_nothing_repeated(tmp_path)
 
 
+GANGS = {
+    "gang": Script("gang", "", fuse="on"),
+    "gang that measures": Script("gang", "", fuse="auto"),
+    "gang that generates": Script("GRPO", "", fuse="on", fuse_generation=True),
+}
+
+
+@pytest.mark.parametrize("name", GANGS)
+def test_gangs_killed_again_and_again_equal_undisturbed(
+    name: str, scripts: Scripts, tmp_path: Path
+) -> None:
+    """Each process is killed some events later than the one before, wherever the runs then are."""
+    script = GANGS[name]
+    (whole := tmp_path / "whole").mkdir()
+    assert scripts.run(replace(script, folder=str(whole))) == 0
+    expected = recovery.left_behind(whole / "exam")
+    num_events = len(recovery.life_log(whole))
+    rng = random.Random(f"{SEED} {name}")
+    for attempt in range(4):
+        (folder := tmp_path / str(attempt)).mkdir()
+        own = replace(script, folder=str(folder), checkpoint_every=rng.choice([1, 2, 3]))
+        for _ in range(2):
+            fault = Fault(event=True, number=rng.randint(num_events // 8, num_events // 3))
+            assert scripts.run(replace(own, fault=fault)) == -signal.SIGKILL, "it was not killed"
+        assert scripts.run(own) == 0, (folder / "printed.txt").read_text()
+        assert recovery.left_behind(folder / "exam") == expected
+        recovery.assert_tidy(folder / "exam")
+        recovery.assert_nothing_repeated(folder)
+
+
 def has_ended(experiment: Path) -> bool:
     if not (experiment / "experiment.db").exists():
         return False
