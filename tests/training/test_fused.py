@@ -137,6 +137,16 @@ GANGS: Mapping[str, Callable[[], list[Case]]] = {
     ],
 }
 
+MORE_GANGS: Mapping[str, Callable[[], list[Case]]] = {
+    "sft in bf16, activations kept": lambda: sft_gang(bf16=True, **WHOLE),
+    "dpo, activations kept": lambda: dpo_gang(**WHOLE),
+    "dpo in bf16": lambda: dpo_gang(bf16=True, **CHECKPOINTED),
+    "mixed in bf16": lambda: [
+        *sft_gang(bf16=True, **CHECKPOINTED)[:2],
+        *dpo_gang(bf16=True, **WHOLE)[1:],
+    ],
+}
+
 
 def train(
     folder: Path,
@@ -187,11 +197,18 @@ def passes_of(experiment: Experiment) -> list[str]:
     return list(experiment.get_runs_info()["passes"])
 
 
-@pytest.mark.parametrize(("name", "fuse"), [*((name, "on") for name in GANGS), ("mixed", "auto")])
+@pytest.mark.parametrize(
+    ("name", "fuse"),
+    [
+        *((name, "on") for name in GANGS),
+        ("mixed", "auto"),
+        *(pytest.param(name, "on", marks=pytest.mark.exam) for name in MORE_GANGS),
+    ],
+)
 def test_in_a_gang_a_run_computes_what_it_computes_padded_and_alone(
     name: str, fuse: str, tmp_path: Path, passes: Passes
 ) -> None:
-    gang = GANGS[name]()
+    gang = {**GANGS, **MORE_GANGS}[name]()
     together = outcomes(train(tmp_path, gang, fuse=fuse), len(gang))
     assert max(passes.sizes) > 1, "nothing was shared"
     for spec, got in zip(gang, together, strict=True):
