@@ -21,7 +21,7 @@ _HYSTERESIS: Final = 2.5
 """A paused run is taken up again at so many times the risk at which it would be paused."""
 _OUTLIER_SD: Final = 8.0
 _MIN_RISE: Final = 0.2
-"""Of what a run had gained, to count as diverging."""
+"""Of what a run had gained, for its last point to stand apart."""
 
 
 class CurvePolicy(RoundPolicy):

@@ -189,12 +189,13 @@ class Forecaster:
             n, half = len(curve.y), max(MIN_CHUNKS, len(curve.y) // 2)
             if n == half:
                 continue
-            posterior = _fit(replace(curve, y=curve.y[:half]), self._prior)
+            earlier = replace(curve, y=curve.y[:half])
+            posterior = _fit(earlier, self._prior)
             mean, variance = posterior.moments(n)
             noise = float(posterior.weight.sum(axis=1) @ (self._prior.scale * _NOISES) ** 2)
             error = (curve.y[-1] - mean) ** 2
             octaves = float(np.log2(n / half))
-            scale = (_pace(replace(curve, y=curve.y[:half])) * octaves) ** 2
+            scale = (_pace(earlier) * octaves) ** 2
             # A look ahead that is short, or would have been uncertain anyway, says little.
             says = min(octaves, 1.0) * scale / (scale + variance + noise)
             if says > 0:
