@@ -164,17 +164,16 @@ class Forecaster:
             rng: To draw with.
         """
         posterior, curve = self._posteriors[run_id], self._curves[run_id]
+        doubt = (self._doubt * _pace(curve) * curve.octaves_left) ** 2
         means, variances = posterior.expected(curve.num_chunks)
-        variances = variances + (self._doubt * _pace(curve) * curve.octaves_left) ** 2
-        mean = float((posterior.weight * means).sum())
-        variance = float((posterior.weight * (variances + (means - mean) ** 2)).sum())
+        mean, variance = posterior.moments(curve.num_chunks)
         chosen = rng.choice(means.size, size=num_draws, p=posterior.weight.ravel())
         noise = rng.standard_normal(num_draws)
         has_begun = posterior.shapes.begin < len(curve.y)
         return Forecast(
             mean=mean,
-            sd=float(np.sqrt(variance)),
-            draws=means.ravel()[chosen] + noise * np.sqrt(variances.ravel()[chosen]),
+            sd=float(np.sqrt(variance + doubt)),
+            draws=means.ravel()[chosen] + noise * np.sqrt(variances.ravel()[chosen] + doubt),
             begun=float(posterior.weight.sum(axis=0)[has_begun].sum()),
         )
 
