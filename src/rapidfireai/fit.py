@@ -270,9 +270,6 @@ class Fit:
             name: digest(getattr(request, name))
             for name in ("create_model", "create_trainer", "train_dataset", "eval_dataset", "seed")
         }
-        if request.fuse != "off":
-            # It pads, which decides about the numbers; which passes are then shared does not.
-            surroundings["fuse"] = "on"
         if request.fuse_generation:
             surroundings["fuse_generation"] = "on"
         identities = [run_identity(config, surroundings) for config in configs]

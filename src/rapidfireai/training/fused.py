@@ -10,21 +10,21 @@ Sampling, stopping and the cache are the trainer's own.
 
 from collections.abc import Callable, Iterator
 from types import MethodType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rapidfireai.training.arguments import Resolved
 from rapidfireai.training.build import RunParts
 from rapidfireai.training.reference import has_hook
+from rapidfireai.workers.apart import is_plain, why_not_apart
 from rapidfireai.workers.gang import Backward, Forward, Request
-from rapidfireai.workers.joint_cache import is_plain
-from rapidfireai.workers.routed import Slice
+from rapidfireai.workers.rows import MIN_TOKENS, Slice
 
 FUSABLE = ("SFT", "DPO", "KTO", "Reward", "ORPO", "CPO", "GRPO", "RLOO")
 """Trainers that call their model once with gradients for each `accelerator.backward`."""
@@ -79,6 +79,9 @@ def _reasons_in_model(base: nn.Module, trainer: Any) -> Iterator[str]:
     dropout = active_dropout(base)
     if dropout is not None:
         yield f"the base drops activations at random itself ({dropout})"
+    reason = why_not_apart(whole)
+    if reason is not None:
+        yield reason
     yield from _reasons_in_layers(backbone)
 
 
@@ -189,14 +192,14 @@ class FusedBackbone:
         if request is None:
             return self._own_forward(*args, **kwargs)
         self._ask(request)
-        if request.error is not None:
-            # Alone and unpadded it may fit; and if it was the run's fault, this shows where.
-            self._note_once(request.error)
+        if request.trains:
+            self._answered = request
+        if request.hidden is None:
+            if request.error is not None:
+                self._note_once(request.error)
             return self._own_forward(*args, **kwargs)
         if request.rng_after is not None:
             _set_rng_state(request.rng_after, self._device)
-        if request.trains:
-            self._answered = request
         return BaseModelOutputWithPast(
             last_hidden_state=request.hidden, past_key_values=request.rows.cache
         )
@@ -204,12 +207,35 @@ class FusedBackbone:
     def _backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
         self._own_backward(loss, **kwargs)
         answered, self._answered = self._answered, None
-        if answered is None:
+        if answered is None or (answered.hidden is None and not answered.is_measured):
             return
         request = Backward(forward=answered)
         self._ask(request)
         if request.error is not None:
-            raise request.error
+            self._note_once(request.error)
+            self._repeat(answered)
+
+    def _repeat(self, answered: Forward) -> None:
+        """Do by itself what a shared backward pass did not: no gradient has changed yet."""
+        rows, hidden = answered.rows, answered.hidden
+        assert hidden is not None, "it was shared"
+        now = None
+        if answered.rng is not None:
+            now = _rng_state(self._device)
+            _set_rng_state(answered.rng, self._device)
+        autocast = torch.autocast(
+            self._device.type, answered.autocast, enabled=answered.autocast is not None
+        )
+        with autocast:
+            own = self._own_forward(
+                input_ids=rows.input_ids,
+                attention_mask=rows.attention_mask,
+                position_ids=rows.position_ids,
+                use_cache=False,
+            )
+        own.last_hidden_state.backward(hidden.grad)
+        if now is not None:
+            _set_rng_state(now, self._device)
 
     def _prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         self._evaluates = True
@@ -242,13 +268,15 @@ class FusedBackbone:
         modes = (torch.is_grad_enabled(), self._backbone.training)
         trains, num_cached = all(modes), 0
         if past_key_values is not None or use_cache:
-            if modes[0] or not self._shares_generation or position_ids is None:
+            if position_ids is None or not self._may_share_token(past_key_values, input_ids):
                 return None
-            if not is_plain(past_key_values) or input_ids.shape[1] > 1:
-                return None  # the prompts, or what another cache does with its tokens
             num_cached = past_key_values.get_seq_length()
         elif not trains and (any(modes) or not self._evaluates):
             return None
+        elif input_ids.numel() < MIN_TOKENS:
+            return None  # alone its products round as in plain TRL
+        elif position_ids is not None and attention_mask is None:
+            return None  # texts packed into one row
         num_tokens = num_cached + input_ids.shape[1]
         if attention_mask is not None and attention_mask.shape != (len(input_ids), num_tokens):
             return None
@@ -279,6 +307,14 @@ class FusedBackbone:
             rng=_rng_state(self._device) if draws else None,
             trains=trains,
         )
+
+    def _may_share_token(
+        self, cache: Cache | None, input_ids: torch.Tensor
+    ) -> TypeGuard[DynamicCache]:
+        if torch.is_grad_enabled() or not self._shares_generation:
+            return False
+        # Otherwise these are the prompts, or another cache does what it likes with its tokens.
+        return is_plain(cache) and input_ids.shape[1] == 1
 
 
 def _rng_state(device: torch.device) -> torch.Tensor:

@@ -3,7 +3,8 @@
 A run that takes part computes all by itself but its backbone. There it hands out a `Forward` and
 waits; with the answer it computes its own head and loss, and where it trains it hands out a
 `Backward` and waits again.
-A gang answers those that ask for the same base at the same width together, in one pass.
+A gang answers those that ask for the same base together, in one pass. A run that nobody shares
+with is told to go through its own backbone, which gives the same numbers for less.
 
 Which requests go together is a function of the requests alone, never of the time of day.
 """
@@ -16,11 +17,12 @@ from functools import partial
 
 import torch
 
+from rapidfireai.workers.apart import rewind
 from rapidfireai.workers.budget import TokenBudget
 from rapidfireai.workers.fiber import Fiber
-from rapidfireai.workers.joint_cache import rewind
 from rapidfireai.workers.peak import PeakMemory, free_bytes
-from rapidfireai.workers.routed import SharedBackbone, Slice
+from rapidfireai.workers.rows import Slice
+from rapidfireai.workers.shared_backbone import SharedBackbone
 from rapidfireai.workers.shared_weights import Base
 
 logger = logging.getLogger(__name__)
@@ -42,37 +44,38 @@ class Forward:
 
     # The answer.
     hidden: torch.Tensor | None = None
-    """The last hidden states; their gradient is to be filled in before a `Backward`, if any."""
+    """The last hidden states; their gradient is to be filled in before a `Backward`, if any. None
+    tells the run to compute them by itself, its backward pass as well."""
     rng_after: torch.Tensor | None = None
     error: BaseException | None = None
-    """Why there are none; the run computes them by itself."""
+    """Why there are none, where that is not as usual."""
     is_answered: bool = False
+    is_measured: bool = False
+    """Whether a run that computes by itself is to hand out a `Backward` all the same, when it has
+    done it."""
     seconds: float = 0.0
     """The run's part of the time since it began to wait for this answer, or for the backward's."""
 
     @property
-    def width(self) -> int:
-        """Positions that a row is padded to."""
-        return self.rows.width
-
-    @property
-    def kind(self) -> str:
-        """Which passes cost alike, for people to read as well."""
-        precision = "" if self.autocast is None else f", {str(self.autocast).rpartition('.')[2]}"
-        purpose = "" if self.trains else ", in evaluation"
-        if self.rows.cache is not None:
-            purpose = ", one token at a time"
-        return f"{self.width} tokens wide{precision}{purpose}"
-
-    @property
     def num_tokens(self) -> int:
-        """Tokens that the request puts into a pass, padding included."""
-        return self.rows.num_rows * (self.width if self.rows.cache is None else 1)
+        """Tokens that the request puts into a pass, its own padding included."""
+        return self.rows.num_tokens
+
+    def leave_alone(self, *, measured: bool = False, error: BaseException | None = None) -> None:
+        """Tell the run to go through its own backbone.
+
+        Args:
+            measured: Whether it is to come back when its backward pass is done.
+            error: Why, where that is not as usual.
+        """
+        self.hidden, self.error, self.is_measured = None, error, measured
+        self.is_answered = True
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Backward:
-    """A run waits for its adapter's gradients; those of `forward.hidden` are there."""
+    """A run waits for its adapter's gradients; those of `forward.hidden` are there. Or it has
+    computed all by itself, and tells so since that is measured."""
 
     forward: Forward
     error: BaseException | None = None
@@ -81,6 +84,21 @@ class Backward:
 
 
 Request = Forward | Backward
+
+
+def kind_of(requests: Sequence[Forward]) -> str:
+    """Which passes cost alike, for people to read as well.
+
+    Args:
+        requests: That may share a pass.
+    """
+    first = requests[0]
+    each = -(-_num_tokens(requests) // len(requests))
+    precision = "" if first.autocast is None else f", {str(first.autocast).rpartition('.')[2]}"
+    if first.rows.cache is not None:
+        return f"a token of up to {_next_power_of_two(each)} texts{precision}"
+    purpose = "" if first.trains else ", in evaluation"
+    return f"up to {_next_power_of_two(each)} tokens{precision}{purpose}"
 
 
 @dataclass(slots=True)
@@ -115,6 +133,8 @@ class Gang:
         self.num_splits = 0
         """How often a pass had to be split."""
         self._backbones: dict[int, SharedBackbone] = {}
+        self._works: dict[int, BaseException | None] = {}
+        """The bases through which a pass has gone, and those through which none can."""
         # In a thread of its own: the caller's grad mode, autocast and the like are not the runs'.
         self._fiber: Fiber[Callable[[], None], BaseException | None] | None = None
 
@@ -136,29 +156,45 @@ class Gang:
             for cohort in cohorts:
                 yield cohort.requests
 
-    def forward(self, requests: Sequence[Forward]) -> list[Forward]:
+    def forward(self, requests: Sequence[Forward], *, measured: bool = False) -> list[Forward]:
         """Answer requests that go together.
+
+        Args:
+            requests: From `cohorts`, or fewer.
+            measured: Whether one that is left alone is to come back when it is done.
 
         Returns:
             The requests that have been answered. Where a pass of several cannot be done these are
-            fewer, and the others are to be asked again once these have had their backward pass. A
-            request that cannot be answered even alone is, with its `error`.
+            fewer, and the others are to be asked again once these have had their backward pass. One
+            alone is left alone, unless it generates: a token of few texts alone is a matrix product
+            of few rows, which would round otherwise.
         """
         answered = list(requests)
+        base = id(requests[0].base.model)
         self._peak.begin("pass")
         self._bytes_before = self._peak.since("pass") or 0
-        while True:
+        fewest = 2 if requests[0].rows.cache is None else 1
+        while len(answered) >= fewest and self._works.get(base) is None:
             begin_s = time.perf_counter()
             error = self._call(partial(self._forward, answered))
             if error is None:
+                self._works[base] = None
                 _share_time(answered, begin_s)
                 return answered
             self._backbone(answered[0]).forget()
+            for request in answered:
+                _rewind(request)
+            if base not in self._works and not _is_out_of_memory(error):
+                # Not what a run gave, but how the model computes.
+                logger.warning("passes through this base cannot be shared: %r", error)
+                self._works[base] = error
             if len(answered) == 1:
-                _rewind(answered[0])
-                answered[0].error, answered[0].is_answered = error, True
+                answered[0].leave_alone(error=error)
                 return answered
             answered = self._half(answered, error)
+        for request in answered:
+            request.leave_alone(measured=measured, error=self._works.get(base))
+        return answered
 
     def backward(self, requests: Sequence[Forward], asking: Sequence[Backward]) -> None:
         """Do the backward pass of what `forward` answered.
@@ -167,7 +203,11 @@ class Gang:
             requests: What it returned.
             asking: Of those whose runs have come to their backward pass.
         """
-        if not asking:  # they evaluate, have failed, or computed the pass by themselves
+        if requests[0].hidden is None:  # they were left alone
+            for backward in asking:
+                backward.is_answered = True
+            return
+        if not asking:  # they evaluate or have failed
             self._backbone(requests[0]).forget()
             self._passed(requests)
             return
@@ -194,8 +234,6 @@ class Gang:
 
     def _passed(self, requests: Sequence[Forward]) -> None:
         """Remember what a pass needed, from its beginning to its end."""
-        if any(request.error is not None for request in requests):
-            return
         most = self._peak.since("pass")
         num_bytes = None if most is None else most - self._bytes_before
         self._budget_of(requests[0]).passed(_kind(requests[0]), _num_tokens(requests), num_bytes)
@@ -233,7 +271,7 @@ class Gang:
     def _half(self, requests: list[Forward], error: BaseException) -> list[Forward]:
         self.num_splits += 1
         logger.warning("a pass of %d runs failed, half of them go on: %s", len(requests), error)
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if _is_out_of_memory(error):
             self._budget_of(requests[0]).failed(_num_tokens(requests))
         return requests[: len(requests) // 2]
 
@@ -291,13 +329,19 @@ def _kind(request: Forward) -> Hashable:
     """Requests of one kind may share a pass, if they are not too many."""
     return (
         id(request.base.model),
-        request.width,
         request.trains,
         request.rows.cache is None,
         request.autocast,
-        request.rows.position_ids is not None,
         request.rows.input_ids.dtype,
     )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def _next_power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 def _num_tokens(requests: Sequence[Forward]) -> int:

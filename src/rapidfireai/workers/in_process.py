@@ -22,7 +22,7 @@ from rapidfireai.core.events import (
 )
 from rapidfireai.core.ids import RunId, WorkerId
 from rapidfireai.core.scheduler import Assign
-from rapidfireai.workers.gang import Backward, Forward, Gang
+from rapidfireai.workers.gang import Backward, Forward, Gang, kind_of
 from rapidfireai.workers.memory import MemoryTiers
 from rapidfireai.workers.modes import PassModes
 from rapidfireai.workers.task import Task, Workload
@@ -72,8 +72,6 @@ class InProcessExecutor:
         self._current: Task | None = None
         """The last that worked; the process's state may still be its own."""
         self._interrupted = False
-        self._own_s: float | None = None
-        """What runs did by themselves during the pass that is measured; None while none is."""
 
     @property
     def workers(self) -> Sequence[WorkerId]:
@@ -153,31 +151,28 @@ class InProcessExecutor:
     def _in_chosen_mode(
         self, cohort: list[Forward], runs: Mapping[int, RunId], gang: Sequence[RunId]
     ) -> list[Event]:
-        """Take runs through a pass together or one by one, as is chosen, and measure it if that
-        is not settled yet."""
-        kind = cohort[0].kind
+        """Take runs through a pass together or each by itself, as is chosen, and measure it if that
+        is not settled yet: up to the end of the backward pass, their own heads included."""
+        kind = kind_of(cohort)
         mode, trial = self._modes.choose(kind, gang)
         num_splits = self._gang.num_splits
-        begin_s = 0.0
-        if trial is not None:
-            begin_s, self._own_s = self._now_s(), 0.0
+        begin_s = 0.0 if trial is None else self._now_s()
         events: list[Event] = []
         for part in [cohort] if mode is PassMode.FUSED else [[request] for request in cohort]:
-            events += self._through(part, runs)
-        if trial is not None:
-            assert self._own_s is not None, "it is measured"
-            seconds, self._own_s = self._now_s() - begin_s - self._own_s, None
-            if self._gang.num_splits == num_splits:
-                num_tokens = sum(request.num_tokens for request in cohort)
-                self._modes.took(kind, seconds, num_tokens, len(cohort))
+            events += self._through(part, runs, measured=trial is not None)
+        if trial is not None and self._gang.num_splits == num_splits:
+            num_tokens = sum(request.num_tokens for request in cohort)
+            self._modes.took(kind, self._now_s() - begin_s, num_tokens, len(cohort))
         return events
 
-    def _through(self, left: list[Forward], runs: Mapping[int, RunId]) -> list[Event]:
+    def _through(
+        self, left: list[Forward], runs: Mapping[int, RunId], *, measured: bool = False
+    ) -> list[Event]:
         """Take runs through a pass together, or through fewer at a time where there is no memory
         for that."""
         events: list[Event] = []
         while left:
-            answered = self._gang.forward(left)
+            answered = self._gang.forward(left, measured=measured)
             left = left[len(answered) :]
             members = [runs[id(request)] for request in answered]
             for run_id in members:
@@ -203,12 +198,7 @@ class InProcessExecutor:
             self._memory.before_training(run_id)
             self._begun.add(run_id)
         self._turn_to(task)
-        if self._own_s is None:
-            events = list(task.resume())
-        else:
-            begin_s = self._now_s()
-            events = list(task.resume())
-            self._own_s += self._now_s() - begin_s
+        events = list(task.resume())
         self._interrupted |= task.interrupted
         if any(isinstance(event, RunStarted) for event in events):
             self._memory.begun(run_id, task)

@@ -1,0 +1,136 @@
+"""Adapters computed one after the other, and all at once."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from rapidfireai.workers.adapters import Grouped, Kernels, OneByOne, Route, Way, can_group
+
+IN, OUT = 64, 96
+RANKS = (4, 8, 16, 3)
+NUM_TOKENS = (20, 7, 33, 1)
+
+
+class Layer:
+    """What a layer is given in a pass of four runs, every second of them with dropout."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, ranks: tuple[int, ...] = RANKS) -> None:
+        torch.manual_seed(0)
+        ends = torch.tensor(NUM_TOKENS[: len(ranks)]).cumsum(0).tolist()
+        begins = [0, *ends[:-1]]
+        self.dtype = dtype
+        self.routes = [
+            Route(slice(begin, end), rank, dtype, 0.5 * rank, 0.3 * (i % 2), torch.Generator())
+            for i, (begin, end, rank) in enumerate(zip(begins, ends, ranks, strict=True))
+        ]
+        self.weights = [
+            0.1 * torch.randn(shape).to(dtype)
+            for rank in ranks
+            for shape in ((rank, IN), (OUT, rank))
+        ]
+        self.x = torch.randn(ends[-1], IN).to(dtype)
+        self.y = torch.randn(ends[-1], OUT).to(dtype)
+        self.grad = torch.randn(ends[-1], OUT).to(dtype)
+        self.masks = [route.draw(self.x[route.tokens]) for route in self.routes]
+
+    def compute(self, way: Way) -> list[torch.Tensor]:
+        """The output, and the gradients."""
+        y = self.y.clone()
+        kept = way.forward(self.x, y, self.routes, self.masks, self.weights, None)
+        below, found = way.backward(self.grad, self.routes, kept, self.dtype)
+        assert below is not None
+        return [y, below, *found]
+
+    def as_float64(self) -> "Layer":
+        """The same numbers."""
+        wide = copy.copy(self)
+        wide.dtype = torch.float64
+        wide.routes = [replace(route, dtype=torch.float64) for route in self.routes]
+        wide.x, wide.y, wide.grad = self.x.double(), self.y.double(), self.grad.double()
+        wide.weights = [weight.double() for weight in self.weights]
+        wide.masks = [None if mask is None else mask.double() for mask in self.masks]
+        return wide
+
+    def choose(self, kernels: Kernels) -> Way:
+        return kernels.choose(self.x, self.y, self.routes, self.masks, self.weights, None)
+
+
+def test_all_at_once_they_add_what_they_add_one_by_one() -> None:
+    layer = Layer()
+    assert [mask is None for mask in layer.masks] == [True, False] * 2
+    before = [layer.x.clone(), *(weight.clone() for weight in layer.weights)]
+    torch.testing.assert_close(layer.compute(Grouped), layer.compute(OneByOne))
+    assert all(map(torch.equal, before, [layer.x, *layer.weights])), "what was given has changed"
+
+
+@pytest.mark.parametrize("way", [OneByOne, Grouped])
+def test_in_bfloat16_both_ways_are_as_near_as_that_can_be(way: Way) -> None:
+    layer = Layer(torch.bfloat16)
+    got, exact = layer.compute(way), layer.as_float64().compute(OneByOne)
+    for one, other in zip(got, exact, strict=True):
+        error = (one.double() - other).norm() / other.norm()
+        assert error < torch.finfo(torch.bfloat16).eps
+
+
+def test_a_gap_between_runs_takes_no_gradient() -> None:
+    layer = Layer()
+    del layer.routes[1], layer.masks[1], layer.weights[2:4]
+    y, below, *_ = layer.compute(OneByOne)
+    assert torch.equal(y[20:27], layer.y[20:27])
+    assert not below[20:27].any()
+    assert below[:20].any(-1).all()
+    assert below[27:].any(-1).all()
+
+
+def groupable(layer: Layer) -> bool:
+    return can_group(layer.x, layer.y, layer.routes, layer.weights, None)
+
+
+def test_only_what_suits_grouped_products_goes_there() -> None:
+    layer = Layer(torch.bfloat16)
+    assert groupable(layer)
+    assert not groupable(Layer(torch.float32))
+    assert not groupable(Layer(torch.bfloat16, RANKS[:1])), "one alone"
+    layer.x = layer.x[:, :-4]
+    assert not groupable(layer), "rows that are not aligned"
+    layer = Layer(torch.bfloat16)
+    del layer.routes[1], layer.weights[2:4]
+    assert not groupable(layer), "a run without an adapter there"
+
+
+class Timed(Kernels):
+    """Of a GPU, on which everything takes as long as it is told."""
+
+    def __init__(self, seconds: dict[Way, float]) -> None:
+        super().__init__(torch.device("cuda"))
+        self.seconds = seconds
+        self.asked: list[Way] = []
+
+    def _seconds(self, way: Way, *given: Any) -> float:
+        self.asked.append(way)
+        if way not in self.seconds:
+            raise RuntimeError("no kernel for this device")
+        return self.seconds[way]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "quickest"),
+    [
+        ({OneByOne: 1.0, Grouped: 2.0}, OneByOne),
+        ({OneByOne: 2.0, Grouped: 1.0}, Grouped),
+        ({OneByOne: 2.0}, OneByOne),
+    ],
+)
+def test_on_a_gpu_each_size_is_measured_once(seconds: dict[Way, float], quickest: Way) -> None:
+    kernels, layer = Timed(seconds), Layer(torch.bfloat16)
+    assert [layer.choose(kernels) for _ in range(3)] == [quickest] * 3
+    assert kernels.asked == [OneByOne, Grouped]
+    Layer(torch.bfloat16, RANKS[:2]).choose(kernels)
+    assert len(kernels.asked) == 4, "another size"
+
+
+def test_on_a_cpu_bits_count() -> None:
+    assert Layer(torch.bfloat16).choose(Kernels(torch.device("cpu"))) is OneByOne
