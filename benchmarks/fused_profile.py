@@ -30,8 +30,11 @@ INTERVAL_S = 0.002
 PARTS = (
     ("state of the process, exchanged between runs", "workers/process_state.py", ""),
     ("checks that nobody has written to the base", "workers/shared_weights.py", ""),
-    ("adapters in shared passes", "workers/adapters.py", "forward"),
-    ("adapters in shared passes", "workers/routed.py", "_Route"),
+    ("adapters in shared passes", "workers/adapters.py", "_AddAdapters"),
+    ("adapters in shared passes", "workers/adapters.py", "OneByOne"),
+    ("adapters in shared passes", "workers/adapters.py", "Grouped"),
+    ("adapters in shared passes", "workers/adapters.py", "Route."),
+    ("attention in shared passes", "workers/apart.py", ""),
     ("building of runs", "training/build.py", ""),
     ("shared passes, frozen layers", "workers/gang.py", "Gang._serve"),
     ("optimizer, clipping, schedule", "torch/optim/", ""),

@@ -179,7 +179,6 @@ TABLE: Mapping[str, Mapping[str, Sequence[Row]]] = {
         ],
         "fuse_generation": [
             ("yes", "fuse_generation='yes' cannot be used; it is True or False"),
-            (True, "fuse_generation=True needs runs that share their passes: give fuse='on'"),
         ],
         "fuse": [
             ("yes", "fuse='yes' cannot be used; it is one of 'off', 'auto', 'on'"),

@@ -77,6 +77,7 @@ class Lab:
             num_chunks=2,
             trackers=list(trackers),
             checkpoint_every_s=0,
+            fuse="off",
         )
 
     def cli(self, *arguments: str) -> int:

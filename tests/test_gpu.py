@@ -6,11 +6,16 @@ import pytest
 import torch
 
 from rapidfireai.core.ids import RunId
+from rapidfireai.workers.adapters import Grouped, Kernels, OneByOne, Way
 from rapidfireai.workers.memory import MemoryTiers, Tier
 from rapidfireai.workers.process_state import ProcessState
+from rapidfireai.workers.shared_backbone import MAX_DISAGREEMENT
 from tests.training.scenarios import Scenario, case
 from tests.training.solo import SoloRuns
 from tests.training.test_exactness import assert_equal_to_solo, start_solo, train_together
+from tests.training.test_fused import dpo_gang, outcomes, sft_gang, train
+from tests.workers.test_adapters import Layer, assert_as_near_as_can_be
+from tests.workers.test_apart import decoder, study
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,6 +57,44 @@ def test_every_run_has_cuda_random_numbers_of_its_own() -> None:
     with first:
         drawn.append(torch.rand(4, device="cuda"))
     assert torch.equal(torch.cat(drawn), expected)
+
+
+@pytest.mark.parametrize("way", [OneByOne, Grouped])
+def test_grouped_products_are_those_of_one_run_after_the_other(way: Way) -> None:
+    assert_as_near_as_can_be(way, Layer(torch.bfloat16, device="cuda"))
+
+
+def test_both_ways_are_measured(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "rapidfireai")
+    layer = Layer(torch.bfloat16, device="cuda")
+    assert layer.choose(Kernels(torch.device("cuda"))) in (OneByOne, Grouped)
+    assert "Grouped" in caplog.text
+    assert "cannot be used" not in caplog.text
+
+
+def test_padding_is_left_out_by_a_kernel_for_sequences(caplog: pytest.LogCaptureFixture) -> None:
+    for kind in ("llama", "qwen2", "mistral", "gemma3_text"):
+        base = decoder(kind).to("cuda", torch.bfloat16)
+        for student, hidden, grads in study(base):
+            alone = student.alone()
+            for got, expected in zip(
+                [student.real(hidden), *grads],
+                [student.real(alone), *student.take_grads()],
+                strict=True,
+            ):
+                error = (got.float() - expected.float()).norm() / expected.float().norm()
+                assert error < MAX_DISAGREEMENT
+    assert "padding is not left out" not in caplog.text
+
+
+def test_a_gang_learns_what_its_runs_learn_by_turns(tmp_path: Path) -> None:
+    """In bfloat16 only the beginning can be compared: Adam makes roundings large."""
+    gang = [*sft_gang(bf16=True), *dpo_gang(bf16=True)]
+    together = outcomes(train(tmp_path, gang), len(gang))
+    by_turns = outcomes(train(tmp_path, gang, fuse="off"), len(gang))
+    for one, other in zip(together, by_turns, strict=True):
+        first, expected = (float.fromhex(outcome.losses[0]) for outcome in (one, other))
+        assert abs(first - expected) <= MAX_DISAGREEMENT * abs(expected)
 
 
 class Owner:

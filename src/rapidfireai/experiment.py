@@ -157,11 +157,11 @@ class Experiment:
         tool_timeout_s: float | None = 300.0,
         policy: Any = None,
         trackers: Sequence[str | Settings | Listener] | None = None,
-        fuse: str = "off",
+        fuse: str = "auto",
         fuse_generation: bool = False,
         **incumbent: Any,
     ) -> FitHandle | None:
-        """Train all configurations by turns, chunk by chunk, until each has ended.
+        """Train all configurations side by side, chunk by chunk, until each has ended.
 
         A configuration that fails is marked so, and the others go on. Ctrl-C and SIGTERM write all
         runs down; a second Ctrl-C does not wait for the step to end. Called again with the same
@@ -199,9 +199,8 @@ class Experiment:
                 "wandb"), their settings as `rapidfireai.tracking` has them, and listeners of your
                 own, which are told of every event. None: what $RF_TRACKERS or config.toml in the
                 home folder says, else MLflow if it is installed; [] for none. See docs/trackers.md.
-            fuse: "on" lets LoRA runs on one base share their passes through it, which saves work
-                where their batches are small; "auto" measures and does so where it is quicker; see
-                docs/fused.md. "off" trains by turns only.
+            fuse: "auto" lets LoRA runs on one base share their passes through it where that is
+                measured to be quicker, "on" wherever it can be, "off" nowhere; see docs/fused.md.
             fuse_generation: Whether fused runs also share the passes in which they generate texts,
                 as GRPO and RLOO do: token by token, each run sampling by itself.
             incumbent: The names `param_config`, `create_model_fn` and `monte_carlo_simulations`,

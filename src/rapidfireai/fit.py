@@ -102,6 +102,9 @@ class Fit:
             # They take a while to begin, as the preparation does.
             self._senders = stack.enter_context(self._told_trackers())
             self._workload = self._make_workload(specs, continuation)
+            # A search may come with adapters yet.
+            has_adapters = self._study is not None or any(spec.config.peft for spec in specs)
+            self._may_share = has_adapters and self._request.fuse != "off"
             self._workload.prepare()
             self._senders.await_reached()
             self._schemas = schemas_of(spec.config for spec in specs)
@@ -143,7 +146,7 @@ class Fit:
             DeviceMonitor(self._device, peak),
             Gang(self._device, peak=peak),
             modes,
-            num_workers=1 if self._request.fuse == "off" else GANG_SIZE,
+            num_workers=GANG_SIZE if self._may_share else 1,
         )
         with (
             self._held,
@@ -306,7 +309,7 @@ class Fit:
             device=self._device,
             checkpoint_every_s=request.checkpoint_every_s,
             tool_timeout_s=request.tool_timeout_s,
-            fuse=request.fuse != "off",
+            fuse=request.fuse,
             fuse_generation=request.fuse_generation,
         )
 

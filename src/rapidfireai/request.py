@@ -37,7 +37,7 @@ class FitRequest:
     tool_timeout_s: float | None
     policy: Any
     trackers: Sequence[str | Settings | Listener] | None
-    fuse: str = "off"
+    fuse: str = "auto"
     fuse_generation: bool = False
 
     def __post_init__(self) -> None:

@@ -172,7 +172,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 MEASURED: dict[str, Any] = {
-    "kind": "32 tokens wide",
+    "kind": "32 tokens a batch",
     "mode": "fused",
     "reason": "measured both ways",
     "members": [1, 2],
@@ -198,11 +198,11 @@ def test_how_passes_are_computed_is_shown_with_what_was_measured(
     change(lab, 1, modes=(MEASURED,))
     change(lab, 3, modes=(ALONE,))
     table = printed(capsys, "runs")
-    assert "fused: 32 tokens wide 1.50x" in table
+    assert "fused: 32 tokens a batch 1.50x" in table
     assert "sliced: it trains all weights" in table
     assert (
-        "32 tokens wide: fused, measured both ways: 1.50 times as fast together (20 ms a pass) as "
-        "alone (30 ms), runs 1, 2"
+        "32 tokens a batch: fused, measured both ways: 1.50 times as fast together (20 ms a pass) "
+        "as alone (30 ms), runs 1, 2"
     ) in printed(capsys, "show-run", "1")
     assert "passes: sliced, it trains all weights" in printed(capsys, "show-run", "3")
     assert values(capsys, "show-run", "1")["modes"] == [MEASURED]
@@ -216,9 +216,9 @@ def test_a_report_tells_how_passes_were_computed(lab: ExperimentFolder) -> None:
     findings = replace(found, shared=shared)
     page = as_html(findings, 0.0)
     assert "Shared passes" in page
-    for cell in ("32 tokens wide", "fused", "1.50x", "measured both ways", "1, 2"):
+    for cell in ("32 tokens a batch", "fused", "1.50x", "measured both ways", "1, 2"):
         assert f"<td>{cell}</td>" in page
     assert page.count("<td>it trains all weights</td>") == 1, "measuring stands for the rest"
     console = Console(record=True, width=120)
     show(findings, console)
-    assert "passes of run 1: fused: 32 tokens wide 1.50x" in console.export_text()
+    assert "passes of run 1: fused: 32 tokens a batch 1.50x" in console.export_text()

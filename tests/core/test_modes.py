@@ -31,12 +31,12 @@ def choices(*events: ModeChosen) -> tuple[Choice, ...]:
 
 
 def test_the_latest_choice_for_a_kind_counts() -> None:
-    wide, again = measured("128 tokens wide", 2.0, 1.0), measured("128 tokens wide", 1.0, 1.5)
-    found = choices(START, wide, measured("16 tokens wide", 0.5, 0.75), again)
+    wide, again = measured("128 tokens a batch", 2.0, 1.0), measured("128 tokens a batch", 1.0, 1.5)
+    found = choices(START, wide, measured("16 tokens a batch", 0.5, 0.75), again)
     assert [(one["kind"], one["mode"], one["step"]) for one in found] == [
         ("", "fused", 0),
-        ("16 tokens wide", "fused", 2),
-        ("128 tokens wide", "fused", 3),
+        ("16 tokens a batch", "fused", 2),
+        ("128 tokens a batch", "fused", 3),
     ]
     assert [gain(one) for one in found] == [None, 1.5, 1.5]
 
@@ -47,19 +47,19 @@ def test_a_summary_tells_what_was_measured_or_why_nothing_was() -> None:
     assert summary(choices(START)) == "fused: shares its passes"
     found = choices(
         START,
-        measured("128 tokens wide", 2.0, 1.0),
-        measured("32 tokens wide", 0.5, 0.75),
-        measured("16 tokens wide", 0.5, 1.0),
+        measured("128 tokens a batch", 2.0, 1.0),
+        measured("32 tokens a batch", 0.5, 0.75),
+        measured("16 tokens a batch", 0.5, 1.0),
     )
     assert summary(found) == (
-        "fused: 16 tokens wide 2.00x, 32 tokens wide 1.50x; sliced: 128 tokens wide 0.50x"
+        "fused: 16 tokens a batch 2.00x, 32 tokens a batch 1.50x; sliced: 128 tokens a batch 0.50x"
     )
 
 
 def test_a_choice_is_told_with_what_was_measured() -> None:
-    start, wide = choices(START, measured("128 tokens wide", 0.02, 0.01))
+    start, wide = choices(START, measured("128 tokens a batch", 0.02, 0.01))
     assert in_words(start) == "passes: fused, shares its passes"
     assert in_words(wide) == (
-        "128 tokens wide: sliced, measured both ways: 0.50 times as fast together (20 ms a pass) "
-        "as alone (10 ms), runs 1, 2"
+        "128 tokens a batch: sliced, measured both ways: 0.50 times as fast together (20 ms a "
+        "pass) as alone (10 ms), runs 1, 2"
     )

@@ -1,6 +1,7 @@
 """Runs that share their passes compute what each computes alone, and stay independent."""
 
 import copy
+import inspect
 import math
 import os
 import signal
@@ -603,6 +604,22 @@ def test_what_cannot_be_fused_is_time_sliced_with_the_reason_on_the_run(
     assert reason in why
     assert not passes.sizes
     assert outcomes(experiment, 1) == outcomes(train(tmp_path, [spec], fuse="off"), 1)
+    (note,) = notes(experiment)
+    assert f"it trains by turns, its passes are not shared: {why.removeprefix('sliced: ')}" in note
+
+
+def test_by_default_what_can_share_passes_does_and_the_rest_is_not_talked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Costs(monkeypatch, 0.5)
+    default = inspect.signature(Experiment.run_fit).parameters["fuse"].default
+    alone = replace(measurable(1)[0], lora=None)
+    experiment = measure(tmp_path, [*measurable(2), alone], fuse=default)
+    assert passes_of(experiment) == [
+        *["fused: 64 tokens a batch 2.00x"] * 2,
+        "sliced: it trains all weights",
+    ]
+    assert "turns" not in notes(experiment)[2]
 
 
 def test_a_head_that_is_trained_as_well_is_fused(tmp_path: Path, passes: Passes) -> None:
@@ -663,6 +680,13 @@ def test_other_values_are_refused(tmp_path: Path) -> None:
         ConfigError, match="fuse='yes' cannot be used; it is one of 'off', 'auto', 'on'"
     ):
         train(tmp_path, [quiet(case("SFT"))], fuse="yes")
+
+
+def test_generating_together_needs_runs_that_share(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="fuse_generation=True needs runs that share their passes"
+    ):
+        train(tmp_path, [quiet(case("GRPO"))], fuse="off", fuse_generation=True)
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
@@ -791,7 +815,7 @@ def test_the_quicker_way_is_kept_and_changes_no_number(
         (2, kept, (1, 2)),
     ]
     assert {(event.fused_s, event.sliced_s) for event in chosen} == {(of_shared, 1.0)}
-    assert passes_of(experiment) == [f"{kept}: up to 64 tokens {1 / of_shared:.2f}x"] * 2
+    assert passes_of(experiment) == [f"{kept}: 64 tokens a batch {1 / of_shared:.2f}x"] * 2
     measured = (NUM_WARM_UP + NUM_MEASURED) // 2
     left = 20 - 2 * measured if kept == "fused" else 0
     assert passes.sizes == [2] * (measured + left)

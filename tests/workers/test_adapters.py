@@ -17,23 +17,30 @@ NUM_TOKENS = (20, 7, 33, 1)
 class Layer:
     """What a layer is given in a pass of four runs, every second of them with dropout."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32, ranks: tuple[int, ...] = RANKS) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.float32,
+        ranks: tuple[int, ...] = RANKS,
+        device: str = "cpu",
+    ) -> None:
         torch.manual_seed(0)
         ends = torch.tensor(NUM_TOKENS[: len(ranks)]).cumsum(0).tolist()
         begins = [0, *ends[:-1]]
         self.dtype = dtype
         self.routes = [
-            Route(slice(begin, end), rank, dtype, 0.5 * rank, 0.3 * (i % 2), torch.Generator())
+            Route(
+                slice(begin, end), rank, dtype, 0.5 * rank, 0.3 * (i % 2), torch.Generator(device)
+            )
             for i, (begin, end, rank) in enumerate(zip(begins, ends, ranks, strict=True))
         ]
         self.weights = [
-            0.1 * torch.randn(shape).to(dtype)
+            0.1 * torch.randn(shape).to(device, dtype)
             for rank in ranks
             for shape in ((rank, IN), (OUT, rank))
         ]
-        self.x = torch.randn(ends[-1], IN).to(dtype)
-        self.y = torch.randn(ends[-1], OUT).to(dtype)
-        self.grad = torch.randn(ends[-1], OUT).to(dtype)
+        self.x = torch.randn(ends[-1], IN).to(device, dtype)
+        self.y = torch.randn(ends[-1], OUT).to(device, dtype)
+        self.grad = torch.randn(ends[-1], OUT).to(device, dtype)
         self.masks = [route.draw(self.x[route.tokens]) for route in self.routes]
 
     def compute(self, way: Way) -> list[torch.Tensor]:
@@ -66,13 +73,17 @@ def test_all_at_once_they_add_what_they_add_one_by_one() -> None:
     assert all(map(torch.equal, before, [layer.x, *layer.weights])), "what was given has changed"
 
 
-@pytest.mark.parametrize("way", [OneByOne, Grouped])
-def test_in_bfloat16_both_ways_are_as_near_as_that_can_be(way: Way) -> None:
-    layer = Layer(torch.bfloat16)
+def assert_as_near_as_can_be(way: Way, layer: Layer) -> None:
+    """In bfloat16."""
     got, exact = layer.compute(way), layer.as_float64().compute(OneByOne)
     for one, other in zip(got, exact, strict=True):
         error = (one.double() - other).norm() / other.norm()
         assert error < torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("way", [OneByOne, Grouped])
+def test_in_bfloat16_both_ways_are_as_near_as_that_can_be(way: Way) -> None:
+    assert_as_near_as_can_be(way, Layer(torch.bfloat16))
 
 
 def test_a_gap_between_runs_takes_no_gradient() -> None:

@@ -217,13 +217,16 @@ class Student:
         assert isinstance(model, PeftModel)
         self.backbone: Any = model.get_base_model().base_model
         num_rows, width = SHAPES[seed]
-        self.ids = torch.randint(3, 250, SHAPES[seed])
-        self.mask = torch.ones(num_rows, width, dtype=torch.long)
+        self.ids = torch.randint(3, 250, SHAPES[seed]).to(base.device)
+        self.mask = torch.ones_like(self.ids)
         if seed in (0, 1):
             self.mask[0, -4:] = 0
         if seed == 3:
             self.mask[0, :3] = 0
-        self.grad = torch.randn(num_rows, width, 64).to(base.dtype) * self.mask[..., None]
+        self.grad = torch.randn(num_rows, width, base.config.hidden_size).to(
+            self.mask.device, base.dtype
+        )
+        self.grad *= self.mask[..., None]
         self.adapters = {
             name: m for name, m in self.backbone.named_modules() if isinstance(m, LoraLinear)
         }
@@ -265,7 +268,7 @@ def cloned(base: PreTrainedModel) -> PreTrainedModel:
 def study(base: PreTrainedModel) -> Iterator[tuple[Student, torch.Tensor, list[torch.Tensor]]]:
     """Each student with its hidden states and gradients from a pass of all of them."""
     students = [Student(base, seed) for seed in range(len(SHAPES))]
-    backbone = SharedBackbone(cloned(base).base_model, torch.device("cpu"))
+    backbone = SharedBackbone(cloned(base).base_model, base.device)
     hidden = backbone.forward([student.slice() for student in students], trains=True)
     backbone.backward([student.grad for student in students])
     for student, own in zip(students, hidden, strict=True):
@@ -281,6 +284,24 @@ def test_together_and_alone_students_learn_the_same_to_the_last_bit(
     base = decoder(kind, attention)
     assert why_not_apart(base) is None
     for student, hidden, grads in study(base):
+        assert torch.equal(student.real(hidden), student.real(student.alone())), "hidden states"
+        assert all(map(torch.equal, grads, student.take_grads())), "gradients"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_layers_so_wide_that_rows_round_by_their_number_give_the_same_too(
+    num_threads: int, dtype: torch.dtype
+) -> None:
+    """Whether they do so depends on the processor; it is found out."""
+    torch.set_num_threads(num_threads)
+    wide: dict[str, Any] = {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 2,
+        "head_dim": 144,
+    }
+    for student, hidden, grads in study(decoder("qwen2", **wide).to(dtype)):
         assert torch.equal(student.real(hidden), student.real(student.alone())), "hidden states"
         assert all(map(torch.equal, grads, student.take_grads())), "gradients"
 
@@ -331,6 +352,21 @@ def test_leaving_out_padding_changes_nothing_but_roundings(
         torch.testing.assert_close(grads, student.take_grads())
         real.append(int(student.mask.sum()))
     assert set(num_tokens) == {sum(real)}, "padding was in the pass"
+
+
+def test_where_leaving_out_padding_is_wrong_it_stays_in(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def sees_all(*args: Any, window_size: tuple[int, int], **options: Any) -> torch.Tensor:
+        return in_sequences(*args, window_size=(-1, 0), **options)
+
+    monkeypatch.setattr(apart, "varlen_attn", sees_all)
+    monkeypatch.setattr(Apart, "can_leave_out_padding", lambda *args: True)
+    torch.set_num_threads(1)
+    for student, hidden, grads in study(decoder("mistral", sliding_window=3)):
+        assert torch.equal(student.real(hidden), student.real(student.alone()))
+        assert all(map(torch.equal, grads, student.take_grads()))
+    assert "padding is not left out of passes" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from rapidfireai.workers.budget import NUM_BEFORE_GROWTH, TokenBudget
 
-NARROW, WIDE = "16 tokens wide", "128 tokens wide"
+NARROW, WIDE = "16 tokens a batch", "128 tokens a batch"
 
 
 def seen(budget: TokenBudget, per_token: int, offset: int, *sizes: int) -> None:

@@ -9,7 +9,7 @@ from rapidfireai.core.ids import RunId
 from rapidfireai.workers.modes import NUM_MEASURED, NUM_WARM_UP, PassModes
 
 A, B, C, D, E = map(RunId, range(1, 6))
-KIND = "16 tokens wide"
+KIND = "16 tokens a batch"
 FUSED, SLICED = PassMode.FUSED, PassMode.SLICED
 
 
@@ -74,7 +74,7 @@ def test_one_slow_pass_decides_nothing(modes: PassModes) -> None:
 
 def test_kinds_of_passes_are_measured_apart(modes: PassModes) -> None:
     do_passes(modes, NUM_WARM_UP + NUM_MEASURED, [A, B, C, D])
-    wide = do_passes(modes, 4, [A, B, C, D], "128 tokens wide")
+    wide = do_passes(modes, 4, [A, B, C, D], "128 tokens a batch")
     assert wide == [FUSED, SLICED, SLICED, FUSED]
 
 

@@ -101,7 +101,7 @@ class ModeChosen:
     mode: PassMode
     reason: str
     kind: str = ""
-    """Which passes, such as "32 tokens wide"; empty: all for which nothing else was chosen."""
+    """Which passes, such as "32 tokens a batch"; empty: all for which nothing else was chosen."""
     members: tuple[RunId, ...] = ()
     """The runs that it was chosen for; empty where it was not measured."""
     fused_s: float | None = None

@@ -30,7 +30,7 @@ def gain(choice: Choice) -> float | None:
 
 
 def summary(choices: Sequence[Choice]) -> str:
-    """The choices in a line, such as "fused: 16 tokens wide 1.62x; sliced: 128 tokens wide 0.9x".
+    """The choices in a line: "fused: 16 tokens a batch 1.62x; sliced: 128 tokens a batch 0.9x".
 
     Empty if nothing was to be chosen. What was measured stands for the rest.
     """

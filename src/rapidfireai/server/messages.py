@@ -143,7 +143,7 @@ class RunRow(Message):
     error: str | None
     passes: str = Field(
         description="How its passes through its base are computed; empty: by turns, as asked for.",
-        examples=["fused: 16 tokens wide 1.62x; sliced: 128 tokens wide 0.91x"],
+        examples=["fused: 16 tokens a batch 1.62x; sliced: 128 tokens a batch 0.91x"],
     )
     num_notes: int
     deleted_from: RunStatus | None
@@ -164,7 +164,9 @@ class Runs(Message):
 class ChosenMode(Message):
     """How a run's passes through its base are computed, of one kind of pass."""
 
-    kind: str = Field(description="Such as `32 tokens wide`; empty: all for which none was chosen.")
+    kind: str = Field(
+        description="Such as `32 tokens a batch`; empty: all for which none was chosen."
+    )
     mode: PassMode
     reason: str
     members: list[int] = Field(description="Runs that it was chosen for; empty: not measured.")

@@ -87,7 +87,7 @@ EVENTS: Final[tuple[Event, ...]] = (
         run_id=FIRST,
         mode=PassMode.FUSED,
         reason="measured",
-        kind="32 tokens wide",
+        kind="32 tokens a batch",
         members=(FIRST, SECOND),
         fused_s=0.1,
         sliced_s=0.5,
@@ -142,7 +142,7 @@ def example_run(run_id: RunId, status: RunStatus = RunStatus.QUEUED) -> Run:
         notes=("first", "second"),
         modes=(
             {
-                "kind": "32 tokens wide",
+                "kind": "32 tokens a batch",
                 "mode": "fused",
                 "reason": "measured both ways",
                 "members": [1, 2],

@@ -61,7 +61,7 @@ class RunSpec:
     """Seconds for one call of a tool; None: no limit."""
     fork: Fork | None = None
     """Where a warm clone begins; None begins at step 0."""
-    fuse: bool = False
+    fuse: str = "off"
     """Whether to share passes through the base with other runs, if the run can."""
     fuse_generation: bool = False
     """Whether to share those in which it generates texts as well."""

@@ -296,7 +296,7 @@ class TrainingTask:
 
     def _join(self, resolved: Resolved) -> None:
         """Let the trainer share its passes, if that is wished and can be."""
-        if not self._parts.spec.fuse:
+        if self._parts.spec.fuse == "off":
             return
         reason = why_sliced(self._parts, resolved, self._trainer)
         mode = PassMode.FUSED if reason is None else PassMode.SLICED
@@ -304,6 +304,8 @@ class TrainingTask:
             self._is_fused = True
             FusedBackbone(self._trainer, self._parts, self._ask, self._note)
             reason = "shares its passes through the base with other runs"
+        elif self._parts.spec.fuse == "on":  # otherwise nobody has asked
+            self._note(f"it trains by turns, its passes are not shared: {reason}")
         self._notes.append(ModeChosen(run_id=self._run_id, mode=mode, reason=reason))
 
     def _train(self, fiber: "Fiber[_Asked, list[Event] | Request]") -> list[Event]:

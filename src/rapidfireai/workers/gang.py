@@ -87,7 +87,8 @@ Request = Forward | Backward
 
 
 def kind_of(requests: Sequence[Forward]) -> str:
-    """Which passes cost alike, for people to read as well.
+    """Which passes cost alike, for people to read as well: those whose runs bring as many tokens,
+    up to the next power of two.
 
     Args:
         requests: That may share a pass.
@@ -96,9 +97,9 @@ def kind_of(requests: Sequence[Forward]) -> str:
     each = -(-_num_tokens(requests) // len(requests))
     precision = "" if first.autocast is None else f", {str(first.autocast).rpartition('.')[2]}"
     if first.rows.cache is not None:
-        return f"a token of up to {_next_power_of_two(each)} texts{precision}"
+        return f"{_next_power_of_two(each)} texts a batch{precision}, one token at a time"
     purpose = "" if first.trains else ", in evaluation"
-    return f"up to {_next_power_of_two(each)} tokens{precision}{purpose}"
+    return f"{_next_power_of_two(each)} tokens a batch{precision}{purpose}"
 
 
 @dataclass(slots=True)

@@ -106,6 +106,16 @@ class Plan:
         """Tokens of runs."""
         return self.places[-1].tokens.stop if self.places else 0
 
+    @property
+    def generates(self) -> bool:
+        """Whether the pass is of one token of each text."""
+        return bool(self.places) and self.places[0].part.cache is not None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each run."""
+        return [place.tokens.stop - place.tokens.start for place in self.places]
+
     def inputs(self) -> dict[str, Any]:
         """What the backbone is called with: each is (1, tokens)."""
         ids = [place.pack(place.part.input_ids) for place in self.places]

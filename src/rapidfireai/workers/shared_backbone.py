@@ -5,6 +5,7 @@ run's adapter (`adapters`) and attention (`apart`) work on the run's own, as the
 gets the hidden states and the gradients that it would get with nobody beside it.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,7 +16,14 @@ from torch.utils.checkpoint import checkpoint
 
 from rapidfireai.workers.adapters import Kernels, RoutedLinear, adapter_weights
 from rapidfireai.workers.apart import Apart, joint_cache
+from rapidfireai.workers.by_run import with_products
 from rapidfireai.workers.rows import Plan, Slice
+
+logger = logging.getLogger(__name__)
+
+MAX_DISAGREEMENT = 0.05
+"""By which part of their norm hidden states may differ between two ways to compute attention in
+half precision. Roundings make less; tokens that see what they should not, or too little, more."""
 
 
 class SharedBackbone:
@@ -32,8 +40,12 @@ class SharedBackbone:
         self._plan = Plan()
         self._kernels = Kernels(device)
         self._apart = Apart(backbone, self._plan)
+        if device.type == "cpu":
+            with_products(backbone, self._plan)
         self._dtype = next(p.dtype for p in backbone.parameters() if p.is_floating_point())
         self._hidden: torch.Tensor | None = None
+        self._leaves_out_padding: bool | None = None
+        """None until it has been tried."""
 
     def forward(
         self,
@@ -56,13 +68,9 @@ class SharedBackbone:
             trains.
         """
         self._route({name for part in slices for name in part.adapters})
-        dtype = self._dtype if autocast is None else autocast
         has_cache = slices[0].cache is not None
-        self._plan.begin(
-            slices,
-            leave_out_padding=not has_cache
-            and self._apart.can_leave_out_padding(dtype, self._device),
-        )
+        leave_out = not has_cache and self._may_leave_out_padding(slices, autocast)
+        self._plan.begin(slices, leave_out_padding=leave_out)
         self._hidden = None
         if getattr(self._backbone, "gradient_checkpointing", False) != checkpointing:
             self._backbone._set_gradient_checkpointing(  # type: ignore[operator]  # noqa: SLF001
@@ -116,6 +124,37 @@ class SharedBackbone:
         self._hidden = None
         self._plan.begin(())
 
+    def _may_leave_out_padding(self, slices: Sequence[Slice], autocast: torch.dtype | None) -> bool:
+        """Whether sequences of different lengths can be attended to, and that is right for this
+        backbone: the first pass is computed with padding as well, and compared."""
+        dtype = self._dtype if autocast is None else autocast
+        if not self._apart.can_leave_out_padding(dtype, self._device):
+            return False
+        if self._leaves_out_padding is None:
+            self._leaves_out_padding = self._agree(slices, autocast)
+        return self._leaves_out_padding
+
+    def _agree(self, slices: Sequence[Slice], autocast: torch.dtype | None) -> bool:
+        states = []
+        was_training = self._backbone.training
+        self._backbone.eval()
+        for leave_out in (False, True):
+            self._plan.begin(slices, leave_out_padding=leave_out)
+            with torch.no_grad(), self._autocast(autocast):
+                hidden = self._backbone(**self._plan.inputs(), use_cache=False).last_hidden_state[0]
+            real = [
+                _real(place.part, place.unpack(hidden[place.tokens])) for place in self._plan.places
+            ]
+            states.append(torch.cat(real).float())
+        self._backbone.train(was_training)
+        error = float((states[1] - states[0]).norm() / states[0].norm())
+        if not error < MAX_DISAGREEMENT:
+            logger.warning(
+                "padding is not left out of passes: without it hidden states differ by %.2g", error
+            )
+            return False
+        return True
+
     def _route(self, names: set[str]) -> None:
         for name in names:
             module = self._backbone.get_submodule(name)
@@ -148,3 +187,10 @@ class SharedBackbone:
                     generator.set_state(state)
 
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def _real(part: Slice, hidden: torch.Tensor) -> torch.Tensor:
+    """Without what stands for padding: (tokens, features)."""
+    return (
+        hidden.flatten(0, 1) if part.attention_mask is None else hidden[part.attention_mask.bool()]
+    )
