@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from rapidfireai.demo.dataset import standard_library
 from rapidfireai.testing.tiny import sentence, tiny_model, tiny_tokenizer
@@ -25,6 +25,27 @@ LORA: Mapping[str, Any] = {
     "task_type": "CAUSAL_LM",
 }
 
+SHAPES: Mapping[str, Mapping[str, int]] = {
+    "0.135B": {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49_152,
+    },
+    "1.2B": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256,
+    },
+    "8B": {
+        "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256,
+    },
+}  # fmt: skip
+"""Those of SmolLM2-135M, Llama 3.2 1B and Llama 3.1 8B, which get random weights here."""
+
+
+def llama(shape: str) -> LlamaConfig:
+    """Of one of `SHAPES`; only the largest has a head of its own."""
+    return LlamaConfig(**SHAPES[shape], pad_token_id=0, tie_word_embeddings=shape != "8B")
+
 
 def variety(completions: list[str], **_: Any) -> list[float]:
     """A reward that is computed in no time."""
@@ -39,7 +60,7 @@ class Case:
     """
 
     model: str
-    """`TINY`, or the folder of a model."""
+    """`TINY`, one of `SHAPES`, or the folder of a model."""
     trainer: str = "SFT"
     """Or "DPO" or "GRPO"."""
     num_configs: int
@@ -47,6 +68,8 @@ class Case:
     num_steps: int
     """Optimizer steps of each configuration."""
     batch_size: int
+    accumulation: int = 1
+    """Micro-batches of a step."""
     max_length: int
     num_eval_rows: int = 0
     """Rows for an evaluation at the end of each chunk; 0 evaluates nothing."""
@@ -77,6 +100,12 @@ class Case:
                 hidden_size=self.hidden_size, num_layers=self.num_layers, dropout=self.dropout
             )
             return model, tiny_tokenizer()
+        if self.model in SHAPES:
+            torch.manual_seed(SEED)
+            dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+            with torch.device(self.device):
+                model = AutoModelForCausalLM.from_config(llama(self.model), dtype=dtype)
+            return model, tiny_tokenizer()
         model = AutoModelForCausalLM.from_pretrained(self.model, dtype="float32")
         return model, AutoTokenizer.from_pretrained(self.model)
 
@@ -86,6 +115,7 @@ class Case:
             "learning_rate": 1e-4 * (number + 1),
             "max_steps": self.num_steps,
             "per_device_train_batch_size": self.batch_size,
+            "gradient_accumulation_steps": self.accumulation,
             "max_length": self.max_length,
             "seed": SEED,
             "logging_steps": 10,
@@ -111,7 +141,7 @@ class Case:
 
     def rows(self) -> tuple[Any, Any]:
         """Datasets to train and to evaluate on; None for the latter if nothing is evaluated."""
-        num_train = self.num_steps * self.batch_size
+        num_train = self.num_steps * self.batch_size * self.accumulation
         texts = self._texts(num_train + self.num_eval_rows)
         train = self._dataset(texts[:num_train])
         return train, self._dataset(texts[num_train:]) if self.num_eval_rows else None
@@ -129,7 +159,7 @@ class Case:
         if self.data is not None:
             rows = [json.loads(line) for line in self.data.read_text().splitlines()]
             texts = [f"{row['question']}\n{row['answer']}" for row in rows]
-        elif self.model == TINY:
+        elif self.model == TINY or self.model in SHAPES:
             rng = random.Random(SEED)
             return [sentence(rng, self.num_words) for _ in range(num)]
         else:

@@ -1,12 +1,15 @@
 """Does sharing passes through the base pay, and when?
 
     python -m benchmarks.fused --threads 1
+    python -m benchmarks.fused --accumulation 4   # on a GPU
 
 N configurations of SFT with LoRA are trained one after the other with plain TRL, by turns, fused,
 and as measuring chooses ("auto"), again and again in one process, in an order that moves on by one
 each time. Building trainers is left out of all figures: it is the same in each way and hides what
-is compared in short runs. On a machine with neighbours only ratios within one run mean something,
-and of them the ratio of processor time most. Without a GPU the rows about GPUs say so.
+is compared in short runs. With several micro-batches in a step, plain TRL is also measured with
+more rows in each and fewer of them, which is what a user might do instead. On a machine with
+neighbours only ratios within one run mean something, and of them the ratio of processor time most.
+Without a GPU the rows about GPUs say so.
 """
 
 import argparse
@@ -17,14 +20,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from benchmarks._case import LORA, SEED, TINY, Case
+from benchmarks._case import LORA, SEED, SHAPES, TINY, Case
 from benchmarks._report import Report, Row, Spread
 from benchmarks._ways import PlainTrainers, now_s
 from benchmarks.time_slicing import quiet_libraries
@@ -42,11 +45,11 @@ from rapidfireai.core.run import Run, RunStatus
 
 CONFIGS: Mapping[str, Any] = {"SFT": RFSFTConfig, "DPO": RFDPOConfig, "GRPO": RFGRPOConfig}
 
+Shape = tuple[int, int] | str
+"""(hidden size, layers) of a model that is made up, or one of `SHAPES`."""
+
 CPU_SHAPES = ((64, 2), (64, 8), (256, 8))
 """(hidden size, layers) of the models that are made up for CPUs."""
-
-GPU_SHAPES = ("0.135B", "1.2B", "8B")
-"""Models whose rows need a GPU; give their folders by --model."""
 
 
 @dataclass(slots=True)
@@ -137,6 +140,24 @@ def train_stock(case: Case, folder: Path) -> Clock:
     return clock
 
 
+def stock_ways(accumulation: int) -> "Ways":
+    """Plain TRL with the same rows in a step, in all micro-batches that they can be split into."""
+
+    def way(factor: int) -> Callable[[Case, Path], Clock]:
+        def train(case: Case, folder: Path) -> Clock:
+            wider = replace(
+                case,
+                batch_size=case.batch_size * factor,
+                accumulation=case.accumulation // factor,
+            )
+            return train_stock(wider, folder)
+
+        return train
+
+    factors = [factor for factor in range(2, accumulation + 1) if accumulation % factor == 0]
+    return {f"stock, {factor} micro-batches as one": way(factor) for factor in factors}
+
+
 def train_by_turns(case: Case, folder: Path) -> Clock:
     """By turns, through the public API."""
     return _train_engine(case, folder, fuse="off")
@@ -209,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="fused-") as folder, quiet_libraries():
         # What is done once in a process, such as imports, is nobody's cost.
         small = _case(options, options.shapes[0], options.tokens[0], 2, num_steps=2)
+        ways = {**WAYS, **stock_ways(options.accumulation)}
         measure(WAYS, small, Path(folder) / "warm-up", 1)
         for shape in options.shapes:
             for tokens in options.tokens:
@@ -216,12 +238,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     case = _case(options, shape, tokens, number, num_steps=options.steps)
                     name = f"{_name(options, shape)}, {tokens} tokens, N={number}"
                     place = Path(folder) / name.replace(" ", "_").replace("/", "_")
-                    total = number * options.steps * tokens
-                    rows += _rows(name, measure(WAYS, case, place, options.repeats), total)
+                    total = number * options.steps * tokens * options.accumulation
+                    rows += _rows(name, measure(ways, case, place, options.repeats), total)
     if not torch.cuda.is_available():
-        rows += [Row(name=f"{name} on a GPU", value="unmeasured") for name in GPU_SHAPES]
+        rows += [Row(name=f"{name} on a GPU", value="unmeasured") for name in SHAPES]
     title = "Fused: N LoRA configurations in shared passes"
-    settings = {"steps of each configuration": options.steps, "rows in a batch": options.batch_size}
+    settings = {
+        "steps of each configuration": options.steps,
+        "micro-batches in a step": options.accumulation,
+        "rows in a micro-batch": options.batch_size,
+        "adapters": f"rank {LORA['r']} on {', '.join(LORA['target_modules'])}",
+    }
     report = Report(title=title, rows=rows, settings=settings)
     report.print()
     if options.json is not None:
@@ -230,12 +257,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fused", description=__doc__)
-    add = parser.add_argument
+    add, on_gpu = parser.add_argument, torch.cuda.is_available()
     add("--model", default=TINY, help="tiny, or a model's folder; its texts may be shorter")
-    add("--shapes", type=_shape, nargs="+", default=CPU_SHAPES, help="of tiny, as 64x2")
-    add("--tokens", type=int, nargs="+", default=[32, 64, 128], help="in a batch")
+    add(
+        "--shapes",
+        type=_shape,
+        nargs="+",
+        default=list(SHAPES) if on_gpu else CPU_SHAPES,
+        help=f"of random weights: as 64x2, or {', '.join(SHAPES)}",
+    )
+    add(
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=[256, 1024, 4096] if on_gpu else [32, 64, 128],
+        help="in a micro-batch",
+    )
+    add("--accumulation", type=int, default=1, help="micro-batches in a step")
     add("--configs", type=int, nargs="+", default=[4, 8])
-    add("--batch-size", type=int, default=2, help="rows in a batch")
+    add("--batch-size", type=int, default=2, help="rows in a micro-batch")
     add("--chunks", type=int, default=4)
     add("--steps", type=int, default=40, help="of each configuration, a multiple of --chunks")
     add("--repeats", type=int, default=3, help="of all ways")
@@ -247,41 +287,47 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if any(tokens % options.batch_size for tokens in options.tokens):
         parser.error(f"--tokens have to be multiples of --batch-size {options.batch_size}")
     if options.model != TINY:
-        options.shapes = [(0, 0)]
+        options.shapes = CPU_SHAPES[:1]  # it has one of its own
     return options
 
 
-def _shape(text: str) -> tuple[int, int]:
+def _shape(text: str) -> Shape:
+    if text in SHAPES:
+        return text
     hidden_size, num_layers = map(int, text.split("x"))
     return hidden_size, num_layers
 
 
-def _name(options: argparse.Namespace, shape: tuple[int, int]) -> str:
+def _name(options: argparse.Namespace, shape: Shape) -> str:
     if options.model != TINY:
         return Path(options.model).name
+    if isinstance(shape, str):
+        return shape
     return f"{shape[0]} wide, {shape[1]} layers"
 
 
 def _case(
     options: argparse.Namespace,
-    shape: tuple[int, int],
+    shape: Shape,
     num_tokens: int,
     num_configs: int,
     num_steps: int,
 ) -> Case:
     max_length = num_tokens // options.batch_size
-    return Case(
+    case = Case(
         model=options.model,
         num_configs=num_configs,
         num_chunks=min(options.chunks, num_steps),
         num_steps=num_steps,
         batch_size=options.batch_size,
+        accumulation=options.accumulation,
         max_length=max_length,
-        hidden_size=shape[0],
-        num_layers=shape[1],
         dropout=0.0,
         num_words=max_length,  # of at least one token each
     )
+    if isinstance(shape, str):
+        return replace(case, model=shape)
+    return replace(case, hidden_size=shape[0], num_layers=shape[1])
 
 
 def measure(ways: Ways, case: Case, folder: Path, num: int) -> dict[str, list[Clock]]:
@@ -317,6 +363,11 @@ def _rows(name: str, clocks: Mapping[str, list[Clock]], num_tokens: int) -> list
         Row(name=f"{name}: auto, times as fast as by turns, processor time",
             value=ratios("auto", "by turns", "cpu_s"), unit="x"),
     ]  # fmt: skip
+    splits = [way for way in clocks if way.startswith("stock, ")]
+    if splits:
+        best = min(splits, key=lambda way: statistics.median(c.wall_s for c in clocks[way]))
+        name_of_row = f"{name}: fused, times as fast as {best}, plain TRL's best split, wall time"
+        rows.append(Row(name=name_of_row, value=ratios("fused", best, "wall_s"), unit="x"))
     for way, measured in clocks.items():
         per_s = Spread.of([num_tokens / clock.wall_s for clock in measured])
         compared = statistics.median(max(clock.compared_s) for clock in measured)

@@ -32,6 +32,7 @@ PARTS = (
     ("checks that nobody has written to the base", "workers/shared_weights.py", ""),
     ("adapters in shared passes", "workers/adapters.py", "_AddAdapters"),
     ("adapters in shared passes", "workers/adapters.py", "OneByOne"),
+    ("adapters in shared passes", "workers/adapters.py", "Stacked"),
     ("adapters in shared passes", "workers/adapters.py", "Grouped"),
     ("adapters in shared passes", "workers/adapters.py", "Route."),
     ("attention in shared passes", "workers/apart.py", ""),

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from benchmarks import (
+    _case,
     commands,
     fused,
     fused_profile,
@@ -20,6 +22,7 @@ from benchmarks import (
     time_slicing,
     trackers,
 )
+from transformers import LlamaForCausalLM
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +148,29 @@ def test_fused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "report.json"
     fused.main([*arguments, "--repeats", "1", "--json", str(saved)])
     check(capsys.readouterr().out, saved, FUSED)
+
+
+def test_fused_with_micro_batches_in_a_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 600}  # fmt: skip
+    monkeypatch.setattr(_case, "SHAPES", {"0.0B": shape})
+    monkeypatch.setattr(fused, "SHAPES", {"0.0B": shape})
+    saved = tmp_path / "report.json"
+    arguments = ["--shapes", "0.0B", "--tokens", "32", "--configs", "2", "--steps", "4"]
+    more = ["--accumulation", "2", "--repeats", "1", "--json", str(saved)]
+    fused.main([*arguments, *more])
+    name, split = "0.0B, 32 tokens, N=2", "stock, 2 micro-batches as one"
+    best = f"{name}: fused, times as fast as {split}, plain TRL's best split, wall time"
+    check(capsys.readouterr().out, saved, (f"{name}: fused", f"{name}: {split}", best))
+
+
+@pytest.mark.parametrize(("name", "billions"), [("0.135B", 0.135), ("1.2B", 1.2), ("8B", 8.0)])
+def test_shapes_are_as_large_as_they_are_called(name: str, billions: float) -> None:
+    with torch.device("meta"):
+        model = LlamaForCausalLM(_case.llama(name))
+    assert model.num_parameters() / 1e9 == pytest.approx(billions, rel=0.05)
 
 
 def test_fused_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

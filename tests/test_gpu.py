@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rapidfireai.core.ids import RunId
-from rapidfireai.workers.adapters import Grouped, Kernels, OneByOne, Way
+from rapidfireai.workers.adapters import Grouped, Kernels, OneByOne, Stacked, Way
 from rapidfireai.workers.memory import MemoryTiers, Tier
 from rapidfireai.workers.process_state import ProcessState
 from rapidfireai.workers.shared_backbone import MAX_DISAGREEMENT
@@ -59,9 +59,10 @@ def test_every_run_has_cuda_random_numbers_of_its_own() -> None:
     assert torch.equal(torch.cat(drawn), expected)
 
 
-@pytest.mark.parametrize("way", [OneByOne, Grouped])
-def test_grouped_products_are_those_of_one_run_after_the_other(way: Way) -> None:
-    assert_as_near_as_can_be(way, Layer(torch.bfloat16, device="cuda"))
+@pytest.mark.parametrize("way", [OneByOne, Stacked, Grouped])
+def test_adapters_are_those_of_one_run_after_the_other(way: Way) -> None:
+    even = Layer(torch.bfloat16, (8, 8), device="cuda", num_tokens=(24, 24))
+    assert_as_near_as_can_be(way, even)
 
 
 def test_both_ways_are_measured(caplog: pytest.LogCaptureFixture) -> None:
@@ -69,7 +70,7 @@ def test_both_ways_are_measured(caplog: pytest.LogCaptureFixture) -> None:
     layer = Layer(torch.bfloat16, device="cuda")
     assert layer.choose(Kernels(torch.device("cuda"))) in (OneByOne, Grouped)
     assert "Grouped" in caplog.text
-    assert "cannot be used" not in caplog.text
+    assert "cannot be computed" not in caplog.text
 
 
 def test_padding_is_left_out_by_a_kernel_for_sequences(caplog: pytest.LogCaptureFixture) -> None:

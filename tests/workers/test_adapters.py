@@ -7,7 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from rapidfireai.workers.adapters import Grouped, Kernels, OneByOne, Route, Way, can_group
+from rapidfireai.workers import adapters
+from rapidfireai.workers.adapters import (
+    Grouped,
+    Kernels,
+    OneByOne,
+    Route,
+    Stacked,
+    Way,
+    batch_rounds_alike,
+    can_group,
+    can_stack,
+    draw,
+)
 
 IN, OUT = 64, 96
 RANKS = (4, 8, 16, 3)
@@ -22,9 +34,10 @@ class Layer:
         dtype: torch.dtype = torch.float32,
         ranks: tuple[int, ...] = RANKS,
         device: str = "cpu",
+        num_tokens: tuple[int, ...] = NUM_TOKENS,
     ) -> None:
         torch.manual_seed(0)
-        ends = torch.tensor(NUM_TOKENS[: len(ranks)]).cumsum(0).tolist()
+        ends = torch.tensor(num_tokens[: len(ranks)]).cumsum(0).tolist()
         begins = [0, *ends[:-1]]
         self.dtype = dtype
         self.routes = [
@@ -41,12 +54,16 @@ class Layer:
         self.x = torch.randn(ends[-1], IN).to(device, dtype)
         self.y = torch.randn(ends[-1], OUT).to(device, dtype)
         self.grad = torch.randn(ends[-1], OUT).to(device, dtype)
-        self.masks = [route.draw(self.x[route.tokens]) for route in self.routes]
+        self.draw()
+
+    def draw(self) -> None:
+        """What dropout multiplies by."""
+        self.mask = draw(self.x, self.routes)
 
     def compute(self, way: Way) -> list[torch.Tensor]:
         """The output, and the gradients."""
         y = self.y.clone()
-        kept = way.forward(self.x, y, self.routes, self.masks, self.weights, None)
+        kept = way.forward(self.x, y, self.routes, self.mask, self.weights, None)
         below, found = way.backward(self.grad, self.routes, kept, self.dtype)
         assert below is not None
         return [y, below, *found]
@@ -58,16 +75,66 @@ class Layer:
         wide.routes = [replace(route, dtype=torch.float64) for route in self.routes]
         wide.x, wide.y, wide.grad = self.x.double(), self.y.double(), self.grad.double()
         wide.weights = [weight.double() for weight in self.weights]
-        wide.masks = [None if mask is None else mask.double() for mask in self.masks]
+        wide.mask = None if self.mask is None else self.mask.double()
         return wide
 
     def choose(self, kernels: Kernels) -> Way:
-        return kernels.choose(self.x, self.y, self.routes, self.masks, self.weights, None)
+        return kernels.choose(self.x, self.y, self.routes, self.mask, self.weights, None)
+
+
+ALIKE = (8, 8, 8)
+"""Ranks of runs that bring as many tokens."""
+
+
+@pytest.mark.parametrize("scalings", [(2.0, 2.0, 2.0), (1.0, 11.3137, 0.5)])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_as_a_batch_they_give_the_bits_of_one_after_the_other(
+    num_threads: int, dtype: torch.dtype, dropout: float, scalings: tuple[float, ...]
+) -> None:
+    torch.set_num_threads(num_threads)
+    layer = Layer(dtype, ALIKE, num_tokens=(24,) * 3)
+    layer.routes = [
+        replace(route, dropout=dropout, scaling=scaling)
+        for route, scaling in zip(layer.routes, scalings, strict=True)
+    ]
+    layer.draw()
+    assert can_stack(layer.x, layer.routes)
+    assert batch_rounds_alike(layer.x, layer.y, layer.routes, None)
+    assert layer.choose(Kernels(torch.device("cpu"))) is Stacked
+    assert all(map(torch.equal, layer.compute(Stacked), layer.compute(OneByOne)))
+
+
+def test_where_the_bits_of_a_batch_are_others_it_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = Layer(torch.float32, ALIKE, num_tokens=(25,) * 3)
+    layer.routes = [replace(route, dropout=0.0) for route in layer.routes]
+    layer.draw()
+    own = torch.bmm
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "bmm", lambda a, b: own(a.flip(-1), b.flip(-2)))
+        adapters._try_batch.cache_clear()
+        assert layer.choose(Kernels(torch.device("cpu"))) is OneByOne
+    adapters._try_batch.cache_clear()
+    assert layer.choose(Kernels(torch.device("cpu"))) is Stacked
+
+
+def test_only_runs_of_one_size_are_a_batch() -> None:
+    layer = Layer(torch.float32, ALIKE, num_tokens=(24,) * 3)
+    assert can_stack(layer.x, layer.routes)
+    assert not can_stack(layer.x, layer.routes[:2]), "tokens of nobody"
+    assert not can_stack(layer.x[:24], layer.routes[:1]), "one alone"
+    layer.routes[2] = replace(layer.routes[2], rank=4)
+    assert not can_stack(layer.x, layer.routes)
+    uneven = Layer(torch.float32, ALIKE)
+    assert not can_stack(uneven.x, uneven.routes)
 
 
 def test_all_at_once_they_add_what_they_add_one_by_one() -> None:
     layer = Layer()
-    assert [mask is None for mask in layer.masks] == [True, False] * 2
+    assert [route.dropout > 0 for route in layer.routes] == [False, True] * 2
     before = [layer.x.clone(), *(weight.clone() for weight in layer.weights)]
     torch.testing.assert_close(layer.compute(Grouped), layer.compute(OneByOne))
     assert all(map(torch.equal, before, [layer.x, *layer.weights])), "what was given has changed"
@@ -88,7 +155,7 @@ def test_in_bfloat16_both_ways_are_as_near_as_that_can_be(way: Way) -> None:
 
 def test_a_gap_between_runs_takes_no_gradient() -> None:
     layer = Layer()
-    del layer.routes[1], layer.masks[1], layer.weights[2:4]
+    del layer.routes[1], layer.weights[2:4]
     y, below, *_ = layer.compute(OneByOne)
     assert torch.equal(y[20:27], layer.y[20:27])
     assert not below[20:27].any()
@@ -133,6 +200,7 @@ class Timed(Kernels):
         ({OneByOne: 1.0, Grouped: 2.0}, OneByOne),
         ({OneByOne: 2.0, Grouped: 1.0}, Grouped),
         ({OneByOne: 2.0}, OneByOne),
+        ({Grouped: 2.0}, Grouped),
     ],
 )
 def test_on_a_gpu_each_size_is_measured_once(seconds: dict[Way, float], quickest: Way) -> None:
@@ -141,6 +209,9 @@ def test_on_a_gpu_each_size_is_measured_once(seconds: dict[Way, float], quickest
     assert kernels.asked == [OneByOne, Grouped]
     Layer(torch.bfloat16, RANKS[:2]).choose(kernels)
     assert len(kernels.asked) == 4, "another size"
+    even = Layer(torch.bfloat16, ALIKE, num_tokens=(24,) * 3)
+    even.choose(kernels)
+    assert kernels.asked[4:] == [OneByOne, Stacked, Grouped]
 
 
 def test_on_a_cpu_bits_count() -> None:

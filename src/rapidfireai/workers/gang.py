@@ -17,6 +17,7 @@ from functools import partial
 
 import torch
 
+from rapidfireai.workers.adapters import adapter_dtype
 from rapidfireai.workers.apart import rewind
 from rapidfireai.workers.budget import TokenBudget
 from rapidfireai.workers.fiber import Fiber
@@ -333,6 +334,7 @@ def _kind(request: Forward) -> Hashable:
         request.trains,
         request.rows.cache is None,
         request.autocast,
+        adapter_dtype(request.rows.adapters),
         request.rows.input_ids.dtype,
     )
 

@@ -115,7 +115,7 @@ class SharedBackbone:
             if grad is None:
                 continue
             if parameter.grad is None:
-                parameter.grad = grad.contiguous()
+                parameter.grad = grad if _is_its_own(grad) else grad.clone()
             else:
                 parameter.grad += grad
 
@@ -187,6 +187,11 @@ class SharedBackbone:
                     generator.set_state(state)
 
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def _is_its_own(tensor: torch.Tensor) -> bool:
+    """Whether it is no part of a larger one, with which other runs' would be moved and freed."""
+    return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def _real(part: Slice, hidden: torch.Tensor) -> torch.Tensor:
