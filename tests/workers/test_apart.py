@@ -354,13 +354,19 @@ def test_leaving_out_padding_changes_nothing_but_roundings(
     assert set(num_tokens) == {sum(real)}, "padding was in the pass"
 
 
-def test_where_leaving_out_padding_is_wrong_it_stays_in(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def sees_all(*args: Any, window_size: tuple[int, int], **options: Any) -> torch.Tensor:
-        return in_sequences(*args, window_size=(-1, 0), **options)
+def sees_all(*args: Any, window_size: tuple[int, int], **options: Any) -> torch.Tensor:
+    return in_sequences(*args, window_size=(-1, 0), **options)
 
-    monkeypatch.setattr(apart, "varlen_attn", sees_all)
+
+def is_for_others(*args: Any, **options: Any) -> torch.Tensor:
+    raise RuntimeError("no kernel for this device")
+
+
+@pytest.mark.parametrize("kernel", [sees_all, is_for_others])
+def test_where_leaving_out_padding_is_wrong_it_stays_in(
+    kernel: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(apart, "varlen_attn", kernel)
     monkeypatch.setattr(Apart, "can_leave_out_padding", lambda *args: True)
     torch.set_num_threads(1)
     for student, hidden, grads in study(decoder("mistral", sliding_window=3)):

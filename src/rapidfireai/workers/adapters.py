@@ -503,7 +503,8 @@ def can_group(
     """Whether `Grouped` can compute it: bfloat16, in sizes whose rows are aligned, without gaps."""
     ends = [0, *(route.tokens.stop for route in routes)]
     return (
-        len(routes) > 1
+        hasattr(F, "grouped_mm")
+        and len(routes) > 1
         and (autocast or weights[0].dtype) is torch.bfloat16
         and len({route.dtype for route in routes}) == 1
         and not any(size % ALIGNED_RANK for size in (x.shape[1], y.shape[1]))

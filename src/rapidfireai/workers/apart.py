@@ -19,11 +19,18 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from rapidfireai.workers.rows import Place, Plan
+
+varlen_attn: Callable[..., Any] | None
+try:
+    from torch.nn.attention import varlen
+except ImportError:  # it came with torch 2.10
+    varlen_attn = None
+else:
+    varlen_attn = varlen.varlen_attn
 
 NAME = "rapidfireai_apart"
 """Of this attention implementation, for transformers."""
@@ -90,11 +97,11 @@ class Apart:
         config: Any = backbone.config
         self._plan = plan
         self._implementation: str = config._attn_implementation  # noqa: SLF001
-        features: list[int] = [m.head_dim for m in backbone.modules() if hasattr(m, "head_dim")]  # type: ignore[misc]
+        features = {getattr(module, "head_dim", None) for module in backbone.modules()} - {None}
         self._is_plain = (
             self._implementation == "sdpa"
             and bool(features)
-            and all(f % 8 == 0 and f <= _MAX_HEAD_FEATURES for f in features)
+            and all(isinstance(f, int) and f % 8 == 0 and f <= _MAX_HEAD_FEATURES for f in features)
         )
         for each in configs.values():
             each._attn_implementation = NAME  # type: ignore[union-attr]  # noqa: SLF001
@@ -108,7 +115,8 @@ class Apart:
             device: Of the backbone.
         """
         return (
-            device.type == "cuda"
+            varlen_attn is not None
+            and device.type == "cuda"
             and dtype in (torch.bfloat16, torch.float16)
             and torch.cuda.get_device_capability(device) >= (8, 0)
             and self._is_plain
@@ -228,10 +236,11 @@ class Masks:
         ends, longest = self._sequences
         q, k, v = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
         seen = -1 if window is None else window - 1
+        assert varlen_attn is not None, "it is there where padding is left out"
         output: torch.Tensor = varlen_attn(
             q, k, v, ends, ends, longest, longest,
             scale=scale, window_size=(seen, 0), enable_gqa=q.shape[1] != k.shape[1],
-        )  # type: ignore[assignment]  # fmt: skip
+        )  # fmt: skip
         return output[None]
 
     @property
