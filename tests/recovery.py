@@ -263,7 +263,9 @@ def run(plain: Mapping[str, Any]) -> None:
     experiment = Experiment(script.name, experiment_path=script.folder)
     experiment.run_fit(
         _what_to_train(script),
-        create_model if script.fuse == "off" else create_model_without_dropout,
+        create_model_without_dropout
+        if script.experiment == "gang" or script.fuse != "off"
+        else create_model,
         Dataset.from_list(rows(NUM_ROWS[script.experiment], seed=0)),
         Dataset.from_list(rows(6, seed=1)),
         num_chunks=2,

@@ -156,12 +156,18 @@ class TestGangs:
     """Runs that share passes are ended in the middle of one another's steps."""
 
     @pytest.mark.parametrize(
-        "modes", [("on", "on", "on"), ("auto", "auto", "auto"), ("auto", "on", "auto")]
+        "modes",
+        [
+            ("on", "on", "on"),
+            ("auto", "auto", "auto"),
+            ("auto", "on", "auto"),
+            ("on", "off", "off"),
+        ],
     )
     def test_kill_9(
         self, modes: Sequence[str], folder: Folder, undisturbed_gang: dict[str, Any]
     ) -> None:
-        """Measured or not, whoever is killed and goes on ends with the same numbers."""
+        """Shared or not, whoever is killed and goes on ends with the same numbers."""
         *killed, last = modes
         for number, checkpoint_every, fuse in zip((25, 50), (2, 3), killed, strict=True):
             fault = Fault(event=True, number=number)
@@ -182,13 +188,6 @@ class TestGangs:
         assert all(run["step"] > 0 for run in folder.stored()["runs"][:4])
         assert folder.run(script) == 0, folder.printed
         assert folder.stored() == undisturbed_gang
-
-    def test_other_modes_are_other_runs(self, folder: Folder) -> None:
-        # Early: who is served first depends on the pace, and the shortest run has three steps.
-        fault = Fault(event=True, number=12)
-        assert folder.run(replace(GANG, fault=fault)) == -signal.SIGKILL
-        assert folder.run(replace(GANG, fuse="off")) == 0, folder.printed
-        assert recovery.statuses(folder.path / "exam") == ["stopped"] * 5 + ["completed"] * 5
 
 
 class TestOneProcessAtATime:

@@ -109,6 +109,8 @@ class ModeChosen:
     processor on a CPU, which neighbours of the process do not change, else of the clock."""
     sliced_s: float | None = None
     """Likewise, each run alone."""
+    wished: bool = False
+    """Whether the user wants them shared wherever that can be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ from rapidfireai.core.events import (
     MetricsLogged,
     MetricSource,
     ModeChosen,
+    PassMode,
     RunAdded,
     RunCloned,
     RunDeleted,
@@ -215,6 +216,8 @@ def told(event: Event, run: Run) -> Iterator[tuple[str, int]]:  # noqa: C901, PL
             yield event.note, logging.INFO
         case ModeChosen() if event.members:
             yield in_words(run.modes[-1]), logging.INFO
+        case ModeChosen() if event.mode is PassMode.SLICED and event.wished:
+            yield f"trains by turns, its passes are not shared: {event.reason}", logging.INFO
         case RunStopped():
             yield f"stopped: {event.reason}", logging.INFO
         case RunPruned():

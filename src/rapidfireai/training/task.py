@@ -304,9 +304,8 @@ class TrainingTask:
             self._is_fused = True
             FusedBackbone(self._trainer, self._parts, self._ask, self._note)
             reason = "shares its passes through the base with other runs"
-        elif self._parts.spec.fuse == "on":  # otherwise nobody has asked
-            self._note(f"it trains by turns, its passes are not shared: {reason}")
-        self._notes.append(ModeChosen(run_id=self._run_id, mode=mode, reason=reason))
+        wished = self._parts.spec.fuse == "on"
+        self._notes.append(ModeChosen(run_id=self._run_id, mode=mode, reason=reason, wished=wished))
 
     def _train(self, fiber: "Fiber[_Asked, list[Event] | Request]") -> list[Event]:
         """The fiber's body: the run from its first line to its last event."""
